@@ -1,0 +1,462 @@
+//! What the decisions need remembered: the store that the gateway keeps in Postgres and the
+//! simulations keep in memory.
+//!
+//! Every method is one transaction: it happens whole or not at all, and what it returned survives
+//! a crash. Time is an argument. Methods may be called by any number of replicas at once.
+//!
+//! A message for a recipient of this gateway goes straight into the recipient's inbox; one for a
+//! recipient elsewhere goes into the outbox. A delivery that has ended leaves both and becomes a
+//! line of history.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use chrono::{DateTime, Utc};
+use fieldpost_envelope::{
+    AnonymityLevel, GatewayId, LaneSeq, MessageId, MessageStatus, PeerAddress, PeerId, Priority,
+    ReceiptKind, Recipient,
+};
+
+/// The instants of stores, to the microsecond.
+pub type Time = DateTime<Utc>;
+
+/// A position in one recipient's inbox, counted from 1 without gaps (design, section 5).
+pub type Seq = i64;
+
+/// What a sender wrote, with all that has to stay together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    /// The client's name for it, or ours. Unique for each sender.
+    pub id: MessageId,
+    /// Who wrote it; with a gateway when it came from elsewhere.
+    pub sender: PeerAddress,
+    /// Whom it was addressed to, as written.
+    pub to: Recipient,
+    /// The body.
+    pub content: Content,
+    /// When it ceases to be worth delivering.
+    pub expires_at: Time,
+    /// How urgent it is; `critical` has no lane.
+    pub priority: Priority,
+    /// The lowest anonymity level that may carry it or its receipts.
+    pub min_anonymity: AnonymityLevel,
+    /// How it wants to travel.
+    pub wishes: Wishes,
+}
+
+/// The body of a message as it was sent.
+#[derive(Clone, Default, Eq, PartialEq)]
+pub struct Content {
+    /// The bytes; UTF-8 when `is_text`.
+    pub bytes: Vec<u8>,
+    /// Whether the sender gave text rather than bytes.
+    pub is_text: bool,
+    /// Media type, if the sender gave one.
+    pub content_type: Option<String>,
+    /// What the sender calls this kind of message, if anything.
+    pub message_type: Option<String>,
+    /// A JSON object of the sender's, as text.
+    pub metadata: Option<String>,
+    /// Files that go with it.
+    pub file_ids: Vec<String>,
+    /// What the mirrored surfaces echo and nobody interprets: algorithm label, nonce, time to live.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl std::fmt::Debug for Content {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Content is never logged.
+        f.debug_struct("Content").field("size_bytes", &self.bytes.len()).finish_non_exhaustive()
+    }
+}
+
+/// How a message wants to travel.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Wishes {
+    /// The transport to try first.
+    pub preference: Option<String>,
+    /// The only transport allowed.
+    pub required: Option<String>,
+    /// All suitable transports at once.
+    pub parallel: bool,
+}
+
+/// One message to be accepted, with its recipients already resolved.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Submission {
+    /// What was written.
+    pub message: Message,
+    /// SHA-256 over all that makes two requests under one id the same.
+    pub fingerprint: [u8; 32],
+    /// One entry for each delivery it gives rise to; at most [`MAX_RECIPIENTS`].
+    pub deliveries: Vec<Target>,
+}
+
+/// The most deliveries that one message may give rise to.
+pub const MAX_RECIPIENTS: usize = 10_000;
+
+/// Where one delivery goes.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Target {
+    /// The inbox of a peer of this gateway.
+    Local(PeerId),
+    /// A peer behind another gateway, or a phone.
+    Remote(PeerAddress),
+    /// A broadcast over one transport; ends as `sent` and is never repeated.
+    Broadcast(String),
+}
+
+/// How the store answered a [`Submission`].
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Accepted {
+    /// It is stored; delivery has begun.
+    New {
+        /// When, strictly increasing within one sender.
+        accepted_at: Time,
+    },
+    /// The same request was accepted before.
+    Same {
+        /// When that was.
+        accepted_at: Time,
+        /// Its end of life as accepted then.
+        expires_at: Time,
+        /// Its state now.
+        status: MessageStatus,
+    },
+    /// Another message of this sender has the id.
+    Conflict,
+}
+
+/// One message in a recipient's inbox.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InboxEntry {
+    /// Its position.
+    pub seq: Seq,
+    /// When it was accepted here.
+    pub accepted_at: Time,
+    /// The message.
+    pub message: Message,
+    /// Something of its lane that should come before has not come in time (promise 5).
+    pub gap: bool,
+    /// It comes after what should have followed it.
+    pub late: bool,
+}
+
+/// What a recipient's client confirms.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Confirm {
+    /// Everything shown up to this position.
+    UpTo(Seq),
+    /// These messages; by sender where two senders gave the same id.
+    Messages(Vec<(MessageId, Option<PeerAddress>)>),
+}
+
+/// A delivery that came to an end or moved on, so that its sender can be told.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Settled {
+    /// The message.
+    pub id: MessageId,
+    /// Its sender.
+    pub sender: PeerAddress,
+    /// The recipient, in the form the sender sees it.
+    pub recipient: String,
+    /// The state reached.
+    pub status: MessageStatus,
+    /// When.
+    pub at: Time,
+    /// Why, where it failed.
+    pub reason: Option<String>,
+}
+
+/// How a cancellation went.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Cancelled {
+    /// Nothing had left; nothing will.
+    Done,
+    /// At least one delivery has left.
+    TooLate,
+    /// The caller sent no such message.
+    Unknown,
+}
+
+/// The right to attempt one delivery until a time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Claim {
+    /// The message, content included.
+    pub message: Message,
+    /// When it was accepted.
+    pub accepted_at: Time,
+    /// Where this delivery goes.
+    pub target: Target,
+    /// How often it has been attempted, this time included.
+    pub attempt: u32,
+    /// Its place in its lane; `None` for critical messages and broadcasts.
+    pub lane_seq: Option<LaneSeq>,
+    /// The last predecessor of its lane that has not ended.
+    pub after: Option<LaneSeq>,
+    /// Until when nobody else is offered it.
+    pub claimed_until: Time,
+}
+
+/// What became of one attempt over one transport.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Attempt {
+    /// The transport's name.
+    pub transport: String,
+    /// When it began.
+    pub started_at: Time,
+    /// What came of it.
+    pub result: AttemptResult,
+    /// Why it was chosen, or why it failed.
+    pub reason: Option<String>,
+}
+
+/// The result of an attempt as the sender sees it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum AttemptResult {
+    /// The transport took charge.
+    Sent,
+    /// The transport refused or broke.
+    Failed,
+    /// No receipt came in time.
+    Silent,
+    /// The recipient's gateway has committed it.
+    Stored,
+    /// The recipient's gateway will not take it.
+    Refused,
+}
+
+/// What happens to a delivery after an attempt; decided by the core, recorded by the store.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Next {
+    /// A transport took charge; try again at this time unless a receipt comes.
+    Sent {
+        /// SHA-256 of the envelope, by which a receipt names it.
+        envelope: [u8; 32],
+        /// When silence is taken for loss.
+        retry_at: Time,
+    },
+    /// Nothing took charge; try again at this time.
+    Retry {
+        /// When.
+        at: Time,
+    },
+    /// Nobody can act on it until a reach event.
+    Wait {
+        /// Why, for the sender.
+        reason: String,
+    },
+    /// It has ended.
+    End {
+        /// `failed`, or `sent` for a broadcast.
+        status: MessageStatus,
+        /// Why.
+        reason: Option<String>,
+    },
+}
+
+/// A message that came from another gateway.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Inbound {
+    /// What was sent; `sender.gateway` is the signer.
+    pub message: Message,
+    /// Our peer that it is for.
+    pub recipient: PeerId,
+    /// When the sender's gateway accepted it.
+    pub sent_at: Time,
+    /// Its place in its lane, if it has one.
+    pub lane_seq: Option<LaneSeq>,
+    /// The last predecessor that had not ended when it left.
+    pub after: Option<LaneSeq>,
+    /// SHA-256 of the envelope, for the receipts.
+    pub envelope: [u8; 32],
+    /// What carried it.
+    pub transport: String,
+}
+
+/// How an [`Inbound`] message was taken.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Received {
+    /// Committed; `stored` is owed. Whether it can be shown at once.
+    Stored {
+        /// False while it waits for a predecessor.
+        visible: bool,
+    },
+    /// We have it, or had it; `stored` is owed again.
+    Duplicate,
+    /// It is not taken; `refused` is owed, with this reason.
+    Refused(String),
+}
+
+/// A receipt that arrived for something we sent.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ReceiptIn {
+    /// SHA-256 of the envelope it answers.
+    pub envelope: [u8; 32],
+    /// The gateway that signed it; must be the one the envelope went to.
+    pub signer: GatewayId,
+    /// What it says.
+    pub kind: ReceiptKind,
+    /// When that happened there.
+    pub at: Time,
+    /// Why, for `refused`.
+    pub reason: Option<String>,
+}
+
+/// A receipt that we owe another gateway.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ReceiptOut {
+    /// SHA-256 of the envelope it answers.
+    pub envelope: [u8; 32],
+    /// Where it goes.
+    pub gateway: GatewayId,
+    /// What it says.
+    pub kind: ReceiptKind,
+    /// When that happened.
+    pub at: Time,
+    /// Why, for `refused`.
+    pub reason: Option<String>,
+    /// The level that it must not go below.
+    pub level: AnonymityLevel,
+    /// How often it has been attempted, this time included.
+    pub attempt: u32,
+}
+
+/// What the sender, or a recipient, may know of a message.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// The message.
+    pub message: Message,
+    /// When it was accepted.
+    pub accepted_at: Time,
+    /// One for each recipient, sorted by recipient.
+    pub deliveries: Vec<DeliveryRecord>,
+}
+
+/// The state of one delivery.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct DeliveryRecord {
+    /// Whom it goes to, or `transport:<name>` for a broadcast over one.
+    pub recipient: String,
+    /// Where it stands.
+    pub status: MessageStatus,
+    /// Since when, where known.
+    pub at: Option<Time>,
+    /// Why it waits or failed.
+    pub reason: Option<String>,
+    /// What was tried, oldest first.
+    pub attempts: Vec<Attempt>,
+}
+
+/// Where messages are kept.
+///
+/// # Errors
+///
+/// Every method fails only when the store cannot be reached or refuses to work; nothing has
+/// happened then, or, after a lost connection, what happened is found by doing it again: all
+/// methods are safe to repeat.
+#[expect(async_fn_in_trait, reason = "the callers are generic and need no particular auto traits")]
+pub trait Store {
+    /// Why the store could not do it.
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    /// Accepts a batch, each entry by itself, in order. The answers stand in the order of `batch`.
+    async fn accept(&self, now: Time, batch: &[Submission]) -> Result<Vec<Accepted>, Self::Error>;
+
+    /// Shows up to `limit` unconfirmed messages of `peer` with a position above `after`, in order,
+    /// giving positions to those that have none. Expired ones are not shown.
+    async fn show(
+        &self,
+        now: Time,
+        peer: &PeerId,
+        after: Seq,
+        limit: usize,
+    ) -> Result<Vec<InboxEntry>, Self::Error>;
+
+    /// Confirms messages of `peer` as delivered, or as read; confirming again changes nothing but
+    /// can still turn `delivered` into `read`. What was not shown is not confirmed.
+    async fn confirm(
+        &self,
+        now: Time,
+        peer: &PeerId,
+        what: &Confirm,
+        read: bool,
+    ) -> Result<Vec<Settled>, Self::Error>;
+
+    /// Cancels a message of `sender` if no delivery of it has left (design, section 5).
+    async fn cancel(
+        &self,
+        now: Time,
+        sender: &PeerId,
+        id: MessageId,
+    ) -> Result<Cancelled, Self::Error>;
+
+    /// Ends up to `limit` deliveries whose time is over.
+    async fn expire_due(&self, now: Time, limit: usize) -> Result<Vec<Settled>, Self::Error>;
+
+    /// Claims up to `limit` due deliveries to `reachable` gateways, phones or transports, the most
+    /// urgent and longest overdue first. Nobody else is offered them until `lease` has passed.
+    async fn claim_due(
+        &self,
+        now: Time,
+        lease: Duration,
+        reachable: &[String],
+        limit: usize,
+    ) -> Result<Vec<Claim>, Self::Error>;
+
+    /// Records what an attempt came to and what follows from it. Ignored when the delivery has
+    /// ended meanwhile, but for the attempt itself.
+    async fn record(
+        &self,
+        now: Time,
+        claim: &Claim,
+        attempts: &[Attempt],
+        next: &Next,
+    ) -> Result<Option<Settled>, Self::Error>;
+
+    /// Makes what waits for `targets` due now.
+    async fn reached(&self, now: Time, targets: &[String]) -> Result<u64, Self::Error>;
+
+    /// Stores a message from another gateway, or knows it already. `order_wait` is how long it may
+    /// be held back for a predecessor.
+    async fn receive(
+        &self,
+        now: Time,
+        inbound: &Inbound,
+        order_wait: Duration,
+    ) -> Result<Received, Self::Error>;
+
+    /// Releases messages that have waited long enough for a predecessor; returns whose inboxes grew.
+    async fn release_held(&self, now: Time, limit: usize) -> Result<Vec<PeerId>, Self::Error>;
+
+    /// Applies a receipt; late and repeated ones are harmless. `None` when it changes nothing.
+    async fn settle(&self, now: Time, receipt: &ReceiptIn) -> Result<Option<Settled>, Self::Error>;
+
+    /// Claims up to `limit` receipts that are due to `reachable` gateways.
+    async fn claim_receipts(
+        &self,
+        now: Time,
+        lease: Duration,
+        reachable: &[String],
+        limit: usize,
+    ) -> Result<Vec<ReceiptOut>, Self::Error>;
+
+    /// Forgets a receipt that a transport took charge of, or puts it off to `retry_at`.
+    async fn receipt_done(
+        &self,
+        receipt: &ReceiptOut,
+        retry_at: Option<Time>,
+    ) -> Result<(), Self::Error>;
+
+    /// What `caller` may know: its own message of that id, else all of that id in its inbox or
+    /// its history. Attempts are filled in for the sender alone.
+    async fn records(
+        &self,
+        now: Time,
+        caller: &PeerId,
+        id: MessageId,
+    ) -> Result<Vec<Record>, Self::Error>;
+
+    /// The earliest time at which [`expire_due`](Self::expire_due),
+    /// [`claim_due`](Self::claim_due) or [`release_held`](Self::release_held) has work.
+    async fn next_due(&self) -> Result<Option<Time>, Self::Error>;
+}

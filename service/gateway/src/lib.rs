@@ -1,0 +1,1 @@
+//! The Fieldpost gateway process.

@@ -1,0 +1,2 @@
+//! The `fieldpost` command.
+fn main() {}

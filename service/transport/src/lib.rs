@@ -1,0 +1,1 @@
+//! The transport trait and its adapters.
