@@ -68,8 +68,10 @@ create table inbox (
 create index inbox_expires_at on inbox (expires_at);
 
 create table inbox_head (
-    peer     text   primary key,
-    last_seq bigint not null
+    peer          text        primary key,
+    last_seq      bigint      not null,
+    -- No shown message stands behind it, so confirming need not look further.
+    last_position timestamptz not null
 ) with (fillfactor = 50, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
 
 -- Owed to recipients elsewhere until it has ended.
@@ -92,6 +94,8 @@ create table outbox (
     -- Also the claim: moved forward before the attempt, so the work of a replica that dies comes
     -- due again by itself. Null: nobody can act on it until a reach event.
     next_attempt_at timestamptz,
+    -- An attempt may be under way: too late to cancel.
+    claimed         boolean     not null default false,
     waits_for       text,
     expires_at      timestamptz not null,
 
@@ -128,9 +132,13 @@ create table delivery (
     at          timestamptz not null,
     delivered_at timestamptz,
     reason      text,
+    -- Its position in the recipient's inbox, for local recipients that were shown it.
+    seq         bigint,
 
     primary key (message_id, sender, recipient, accepted_at)
 ) partition by range (accepted_at);
+-- Serves `read` receipts for positions confirmed before.
+create index delivery_recipient_seq on delivery (recipient, seq) where seq is not null;
 
 -- What was tried over transports. A local delivery uses none and has no line here.
 create table attempt (
