@@ -105,6 +105,31 @@ pub enum Target {
     Broadcast(String),
 }
 
+impl Target {
+    /// How the sender sees it: a peer, `peer@gateway`, a phone, or `transport:<name>`.
+    pub fn recipient(&self) -> String {
+        match self {
+            Self::Local(peer) => peer.to_string(),
+            Self::Remote(address) => address.to_string(),
+            Self::Broadcast(transport) => format!("{TRANSPORT_PREFIX}{transport}"),
+        }
+    }
+
+    /// What has to be in reach to act on it: a gateway id, a phone, or `transport:<name>`; `None`
+    /// for a recipient of this gateway.
+    pub fn reached_through(&self) -> Option<String> {
+        match self {
+            Self::Local(_) => None,
+            Self::Remote(address) => Some(
+                address.gateway.map_or_else(|| address.peer.to_string(), |home| home.to_string()),
+            ),
+            Self::Broadcast(_) => Some(self.recipient()),
+        }
+    }
+}
+
+const TRANSPORT_PREFIX: &str = "transport:";
+
 /// How the store answered a [`Submission`].
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Accepted {

@@ -1,0 +1,31 @@
+//! The decisions of store and forward, without I/O.
+//!
+//! What a gateway owes, to whom, over what, in which order and until when is decided here; the
+//! gateway waits, sends and writes. Nothing in this crate performs I/O, reads a clock or makes its
+//! own randomness, so the same events at the same times give the same decisions, and whole
+//! federations run in virtual time.
+//!
+//! | Module | Decides |
+//! |---|---|
+//! | `state` | which step a delivery may take (design, section 5) |
+//! | `lanes` | in which order messages are shown (promise 5) |
+//! | `receipts` | what a receipt changes, and whose word counts |
+//! | `retry` | when to try again |
+//! | `router` | which transports are asked, in which order, and why (section 8) |
+//! | `dispatch` | what to do next with one claimed delivery |
+//! | `store` | what has to be remembered; `memory` remembers it in memory |
+//! | `suite` | whether a store keeps its word |
+
+mod lanes;
+mod receipts;
+mod retry;
+mod state;
+mod store;
+
+pub use lanes::{
+    Admit, Held, Released, admit, has_lane, known_after, pass_over, predecessor, release,
+};
+pub use receipts::{Effect, Standing, effect, signer_of};
+pub use retry::Backoff;
+pub use state::{counts, may_follow, message_status};
+pub use store::*;
