@@ -82,7 +82,7 @@ def check_pod(pod: dict):
         yield f"runAsUser is not the image's user, {image_user()}"
     for container in pod["containers"]:
         rights = container["securityContext"]
-        if not rights["readOnlyRootFilesystem"] or rights["allowPrivilegeEscalation"]:
+        if not rights.get("readOnlyRootFilesystem") or rights.get("allowPrivilegeEscalation", True):
             yield f"{container['name']} may write to its image or gain rights"
         if "limits" not in container["resources"]:
             yield f"{container['name']} has no limits"
