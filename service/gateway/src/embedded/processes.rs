@@ -87,18 +87,34 @@ pub(super) fn end_with_us(command: &mut Command) {
 #[cfg(not(target_os = "linux"))]
 pub(super) fn end_with_us(_: &mut Command) {}
 
-/// Waits until no process of an earlier start uses the cluster, and clears what such leave behind.
+/// Waits until no process of an earlier start uses the database, and clears what such leave behind.
 ///
 /// We hold the lock of the data folder, so no living gateway owns them. A server that is not
 /// shutting down by itself is told to after 10 s; after 90 s we give up.
 pub(super) fn wait_for_previous(folder: &DatabaseFolder) -> Result<(), EmbeddedError> {
-    for cluster in [folder.initializing(), folder.cluster()] {
-        wait_until_unused(&cluster)?;
+    let start = Instant::now();
+    let note = folder.cluster().join("postmaster.pid");
+    let mut told = false;
+    let mut interval = POLL;
+    while let Some(pid) = process_in(folder) {
+        let waited = start.elapsed();
+        if waited >= PREVIOUS_DEADLINE {
+            return Err(EmbeddedError::StillRunning { pid, folder: folder.root().to_owned() });
+        }
+        if waited >= PREVIOUS_PATIENCE && !told {
+            told = true;
+            warn!(process.id = pid, "a server of an earlier start is still there; shut it down");
+            // What was found may be a worker; workers end with the server, whose pid is noted.
+            signal(noted_pid(&note).unwrap_or(pid), Signal::SIGINT);
+        }
+        thread::sleep(interval);
+        interval = (interval * 2).min(Duration::from_millis(500));
     }
+
     // Postgres takes any living process with the noted pid for itself, also one that got the pid
     // since, as happens after a restart of a container.
     if cfg!(target_os = "linux") {
-        for file in [folder.cluster().join("postmaster.pid"), folder.socket_lock()] {
+        for file in [note, folder.socket_lock()] {
             if noted_pid(&file).is_some_and(|pid| Path::new(&format!("/proc/{pid}")).exists()) {
                 info!(file = %file.display(), "remove a stale note of a server that is gone");
                 let _ = fs::remove_file(&file);
@@ -108,43 +124,29 @@ pub(super) fn wait_for_previous(folder: &DatabaseFolder) -> Result<(), EmbeddedE
     Ok(())
 }
 
-fn wait_until_unused(cluster: &Path) -> Result<(), EmbeddedError> {
-    let start = Instant::now();
-    let mut told = false;
-    let mut interval = POLL;
-    while let Some(pid) = user_of(cluster) {
-        let waited = start.elapsed();
-        if waited >= PREVIOUS_DEADLINE {
-            return Err(EmbeddedError::StillRunning { pid, folder: cluster.to_owned() });
-        }
-        if waited >= PREVIOUS_PATIENCE && !told {
-            told = true;
-            warn!(process.id = pid, "a server of an earlier start is still there; shut it down");
-            // Its workers end with the postmaster, whose pid is the one that is noted.
-            signal(noted_pid(&cluster.join("postmaster.pid")).unwrap_or(pid), Signal::SIGINT);
-        }
-        thread::sleep(interval);
-        interval = (interval * 2).min(Duration::from_millis(500));
-    }
-    Ok(())
-}
-
-/// A process that uses the cluster: every one of Postgres's has it as working folder.
+/// A process of Postgres that uses the database: initdb has the database folder as its working
+/// folder, a server and its workers the cluster.
 #[cfg(target_os = "linux")]
-fn user_of(cluster: &Path) -> Option<u32> {
-    if !cluster.exists() {
-        return None;
-    }
+fn process_in(folder: &DatabaseFolder) -> Option<u32> {
+    let folders = [folder.root().to_owned(), folder.initializing(), folder.cluster()];
     fs::read_dir("/proc").ok()?.find_map(|entry| {
         let entry = entry.ok()?;
         let pid = entry.file_name().to_str()?.parse().ok()?;
-        (fs::read_link(entry.path().join("cwd")).ok()? == cluster).then_some(pid)
+        let cwd = fs::read_link(entry.path().join("cwd")).ok()?;
+        if !folders.contains(&cwd) {
+            return None;
+        }
+        // A person may have a shell in this folder. The kernel marks the programs of a package
+        // that was upgraded since.
+        let program = fs::read_link(entry.path().join("exe")).ok()?;
+        let name = program.file_name()?.to_str()?.trim_end_matches(" (deleted)");
+        ["postgres", "initdb"].contains(&name).then_some(pid)
     })
 }
 
 #[cfg(not(target_os = "linux"))]
-fn user_of(cluster: &Path) -> Option<u32> {
-    let pid = noted_pid(&cluster.join("postmaster.pid"))?;
+fn process_in(folder: &DatabaseFolder) -> Option<u32> {
+    let pid = noted_pid(&folder.cluster().join("postmaster.pid"))?;
     kill(Pid::from_raw(i32::try_from(pid).ok()?), None).is_ok().then_some(pid)
 }
 
