@@ -1,0 +1,129 @@
+//! What can go wrong on the way to a gateway and back.
+
+use std::{io, path::PathBuf, time::Duration};
+
+use reqwest::StatusCode;
+use thiserror::Error;
+use uuid::Uuid;
+
+use crate::secrets::MasterKeyError;
+
+/// Why a command of the client has no good end.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// The command line asks for something that cannot be.
+    #[error("{0}")]
+    Usage(String),
+    /// The gateway refused; `detail` is its own word.
+    #[error("{detail} (HTTP {})", status.as_u16())]
+    Refused {
+        /// The status of the answer.
+        status: StatusCode,
+        /// What was wrong, as the gateway says it.
+        detail: String,
+        /// When the gateway asks to try again.
+        retry_after: Option<Duration>,
+    },
+    /// Nobody answers.
+    #[error("cannot reach {url}: {cause}; is `fieldpost serve` running there?")]
+    Unreachable {
+        /// The gateway.
+        url: String,
+        /// The innermost cause.
+        cause: String,
+    },
+    /// Something answers that does not speak as a gateway does.
+    #[error("{url} does not answer as a Fieldpost gateway: {cause}")]
+    Unexpected {
+        /// The gateway.
+        url: String,
+        /// What was odd.
+        cause: String,
+    },
+    /// The message ended without arriving.
+    #[error("message {id} is {status}{}", reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default())]
+    Undelivered {
+        /// The message.
+        id: Uuid,
+        /// How it ended.
+        status: String,
+        /// Why, if the gateway says so.
+        reason: Option<String>,
+    },
+    /// The message had not got as far in time.
+    #[error(
+        "message {id} is still {status} after {} s; it stays on its way: fieldpost status {id}",
+        waited.as_secs()
+    )]
+    StillWaiting {
+        /// The message.
+        id: Uuid,
+        /// How far it is.
+        status: String,
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// A file of this machine cannot be used.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The credentials file cannot be trusted or understood.
+    #[error("{}: {problem}", path.display())]
+    Credentials {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// There is no folder to keep credentials in.
+    #[error(transparent)]
+    NoConfigDir(#[from] MasterKeyError),
+    /// Standard output is gone or full.
+    #[error("cannot write the output: {0}")]
+    Output(#[source] io::Error),
+}
+
+impl ClientError {
+    /// The code to exit with; the module lists them.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Undelivered { .. } => 3,
+            Self::StillWaiting { .. } => 4,
+            Self::Unreachable { .. } | Self::Unexpected { .. } => 5,
+            Self::Refused { status, .. } if status.is_server_error() => 5,
+            Self::Refused { .. }
+            | Self::File { .. }
+            | Self::Credentials { .. }
+            | Self::NoConfigDir(_)
+            | Self::Output(_) => 1,
+        }
+    }
+
+    /// Whether the same request may succeed a little later.
+    pub(super) fn is_passing(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Refused { status, .. } => matches!(
+                *status,
+                StatusCode::TOO_MANY_REQUESTS
+                    | StatusCode::BAD_GATEWAY
+                    | StatusCode::SERVICE_UNAVAILABLE
+                    | StatusCode::GATEWAY_TIMEOUT
+            ),
+            _ => false,
+        }
+    }
+
+    /// When the gateway asked to be tried again.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! `fieldpost peer register` and `fieldpost peers`.
+
+use chrono::{DateTime, Utc};
+use clap::Args;
+use ed25519_dalek::SigningKey;
+use fieldpost_envelope::PeerId;
+use rand::{TryRng, rngs::SysRng};
+use secrecy::SecretString;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tokio::time::{Duration, Instant};
+use zeroize::Zeroizing;
+
+use super::{
+    ClientError, Connection,
+    api::age,
+    output::{printable, table},
+};
+
+/// Options of `fieldpost peer register`.
+#[derive(Args, Clone, Debug)]
+pub struct RegisterArgs {
+    /// The peer's name: a letter or digit, then letters, digits, `.`, `_`, `:` or `-`.
+    name: PeerId,
+
+    /// The peer's public key. Default: a fresh Ed25519 key, of which only the public half is used;
+    /// give your own if you mean to renew the token by signature.
+    #[arg(long)]
+    public_key: Option<String>,
+
+    /// A name for people to read.
+    #[arg(long)]
+    display_name: Option<String>,
+
+    /// The invite, where the gateway asks for one.
+    #[arg(long, env = "FIELDPOST_INVITE", hide_env_values = true)]
+    invite: Option<String>,
+
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// Options of `fieldpost peers`.
+#[derive(Args, Clone, Debug)]
+pub struct PeersArgs {
+    /// Only those that are online.
+    #[arg(long)]
+    online: bool,
+
+    /// Ask as this peer; what is shown depends on who asks.
+    #[arg(long = "as", alias = "from", value_name = "PEER")]
+    caller: Option<PeerId>,
+
+    #[command(flatten)]
+    connection: Connection,
+}
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(super) async fn register(args: RegisterArgs) -> Result<(), ClientError> {
+    #[derive(Deserialize)]
+    struct Registered {
+        token: String,
+    }
+
+    let output = args.connection.output();
+    let credentials = args.connection.credentials()?;
+    // Whoever holds the peer's token already may register it again.
+    let api = args.connection.caller(Some(&args.name))?;
+    let public_key = args.public_key.map_or_else(fresh_public_key, Ok)?;
+    let mut body = Map::new();
+    body.insert("peer_id".to_owned(), json!(args.name));
+    body.insert("public_key".to_owned(), json!(public_key));
+    if let Some(display_name) = &args.display_name {
+        body.insert("display_name".to_owned(), json!(display_name));
+    }
+    if let Some(invite) = &args.invite {
+        body.insert("invite".to_owned(), json!(invite));
+    }
+    // Not repeated by itself: an answer that was lost on the way held the only copy of the token.
+    let answer: Value = api.call(api.post(&["v1", "peers"]).json(&body)).await?;
+    let Registered { token } =
+        Registered::deserialize(&answer).map_err(|error| ClientError::Unexpected {
+            url: api.base().to_owned(),
+            cause: format!("registered without a token: {error}"),
+        })?;
+    // Shown before it is kept: a full disk must not cost the only copy.
+    output.write(&answer, || format!("{}  {token}", args.name))?;
+    credentials.keep(api.base(), args.name.as_str(), &SecretString::from(token))?;
+    output.note(&format!(
+        "registered {} at {}; the token above is shown once and is kept in {}",
+        args.name,
+        api.base(),
+        credentials.path().display()
+    ));
+    Ok(())
+}
+
+/// A key that nobody will sign with: its secret half is gone at once.
+fn fresh_public_key() -> Result<String, ClientError> {
+    let mut seed = Zeroizing::new([0; 32]);
+    SysRng.try_fill_bytes(&mut *seed).map_err(|error| {
+        ClientError::Usage(format!("no random numbers for a key ({error}): give --public-key"))
+    })?;
+    let public = SigningKey::from_bytes(&seed).verifying_key();
+    Ok(data_encoding::HEXLOWER.encode(public.as_bytes()))
+}
+
+pub(super) async fn list(args: PeersArgs) -> Result<(), ClientError> {
+    #[derive(Deserialize)]
+    struct Page {
+        peers: Vec<Value>,
+        next: Option<String>,
+    }
+
+    let output = args.connection.output();
+    let api = args.connection.caller(args.caller.as_ref())?;
+    let deadline = Instant::now() + PATIENCE;
+    let mut rows = Vec::new();
+    let mut cursor: Option<String> = None;
+    loop {
+        let page: Page = api
+            .persist(deadline, || {
+                let mut request = api.get(&["v1", "peers"]).query(&[("limit", "1000")]);
+                if args.online {
+                    request = request.query(&[("online", "true")]);
+                }
+                if let Some(cursor) = &cursor {
+                    request = request.query(&[("cursor", cursor)]);
+                }
+                request
+            })
+            .await?;
+        for peer in page.peers {
+            if args.connection.json {
+                output.write(&peer, String::new)?;
+            } else {
+                rows.push(row(&peer));
+            }
+        }
+        cursor = page.next;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    if args.connection.json {
+        return Ok(());
+    }
+    if rows.is_empty() {
+        output.note("no peers to see");
+        return Ok(());
+    }
+    output.write(&Value::Null, || table(["PEER", "NAME", "PRESENCE", "LAST SEEN"], &rows))
+}
+
+/// What a peer keeps to itself is not in the answer, and shows as `–`.
+fn row(peer: &Value) -> [String; 4] {
+    let text = |name: &str| peer[name].as_str().map(printable);
+    let presence = match peer["online"].as_bool().or_else(|| peer["is_online"].as_bool()) {
+        Some(true) => "online",
+        Some(false) => "away",
+        None => "–",
+    };
+    let last_seen = peer["last_seen"]
+        .as_str()
+        .or_else(|| peer["last_seen_at"].as_str())
+        .and_then(|time| time.parse::<DateTime<Utc>>().ok())
+        .map_or_else(|| "–".to_owned(), age);
+    [
+        text("peer_id").unwrap_or_default(),
+        text("display_name").unwrap_or_default().replace(['\n', '\t'], " "),
+        presence.to_owned(),
+        last_seen,
+    ]
+}
