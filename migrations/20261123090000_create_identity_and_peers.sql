@@ -39,6 +39,8 @@ create table peer (
 create unique index peer_token_hash on peer (token_hash);
 create index peer_last_seen_at on peer (last_seen_at desc, id);
 create index peer_broadcast on peer (id) where subscribe_broadcast;
+create index peer_on_air on peer (id) where on_air;
+create index peer_stated_online on peer (stated_until) where stated_online is not null;
 
 -- Whom a peer has written to: decides who sees its presence, and lists its conversations.
 -- `conversation` is the number under which `message` files them.
@@ -67,8 +69,10 @@ create table ticket (
     peer       text        not null references peer on delete cascade,
     expires_at timestamptz not null
 );
+create index ticket_peer on ticket (peer);
 create index ticket_expires_at on ticket (expires_at);
 
+-- Nonces that were used, until they would have ended anyway; the others are kept nowhere.
 create table renewal_nonce (
     hash       bytea       primary key,
     peer       text        not null references peer on delete cascade,

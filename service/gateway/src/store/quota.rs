@@ -1,0 +1,505 @@
+//! How much may wait for one recipient, and how much of it may be one sender's (design, section 6).
+//!
+//! The numbers live in memory, counted from the queues once and kept up from then on. Another
+//! replica's share is seen when they are counted again: before a refusal, and when they are old
+//! and no longer small.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use thiserror::Error;
+
+use super::Store;
+
+/// Messages that may wait for one recipient.
+pub const MAX_MESSAGES: u64 = 100_000;
+/// Bytes that may wait for one recipient.
+pub const MAX_BYTES: u64 = 256 * 1024 * 1024;
+
+/// Whose storage is full.
+#[derive(Clone, Debug, Eq, Error, PartialEq)]
+pub enum Full {
+    /// All of it.
+    #[error(
+        "storage for {recipient} is full: at most {MAX_MESSAGES} messages or {MAX_BYTES} bytes \
+         wait for one recipient; try again when some were confirmed"
+    )]
+    Recipient {
+        /// Whom the message is for.
+        recipient: String,
+    },
+    /// The part that one sender may fill.
+    #[error(
+        "you have filled your share of the storage for {recipient}: at most {max_messages} messages \
+         or {max_bytes} bytes of one sender wait; try again when some were confirmed"
+    )]
+    Share {
+        /// Whom the message is for.
+        recipient: String,
+        /// The sender's limit.
+        max_messages: u64,
+        /// The sender's limit.
+        max_bytes: u64,
+    },
+}
+
+/// Keeps the numbers; cheap to clone.
+#[derive(Clone)]
+pub struct Quotas {
+    store: Store,
+    share: Usage,
+    ledger: Arc<Mutex<Ledger>>,
+}
+
+impl Quotas {
+    /// Numbers over `store`; one sender may fill `sender_share` (0 to 1) of each limit.
+    pub fn new(store: Store, sender_share: f64) -> Self {
+        let part = |limit: u64| ((limit as f64 * sender_share) as u64).clamp(1, limit);
+        let share = Usage { messages: part(MAX_MESSAGES), bytes: part(MAX_BYTES) };
+        Self { store, share, ledger: Arc::default() }
+    }
+
+    /// Makes room for one message of `size_bytes` from `sender` at each recipient, or at none.
+    ///
+    /// Recipients and senders are named as in the queues. What comes to nothing afterwards, and
+    /// what ends, is given back by [`release`](Self::release).
+    ///
+    /// # Errors
+    ///
+    /// The outer one is the database's; the inner one says whose storage is full.
+    pub async fn reserve(
+        &self,
+        recipients: &[String],
+        sender: &str,
+        size_bytes: u64,
+    ) -> sqlx::Result<Result<(), Full>> {
+        let now = self.store.clock.instant();
+        let doubtful = self.lock().doubtful(recipients, sender, self.share, now);
+        self.count(&doubtful).await?;
+        let adding = Usage { messages: 1, bytes: size_bytes };
+        let full = match self.lock().reserve(recipients, sender, adding, self.share, now) {
+            Ok(()) => return Ok(Ok(())),
+            Err(full) => full,
+        };
+        if self.lock().counted_within(full.recipient(), RECOUNT_BEFORE_REFUSAL, now) {
+            return Ok(Err(full));
+        }
+        self.count(&[full.recipient().to_owned()]).await?;
+        Ok(self.lock().reserve(recipients, sender, adding, self.share, now))
+    }
+
+    /// As [`reserve`](Self::reserve), for one recipient.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn check_and_reserve(
+        &self,
+        recipient: &str,
+        sender: &str,
+        size_bytes: u64,
+    ) -> sqlx::Result<Result<(), Full>> {
+        self.reserve(&[recipient.to_owned()], sender, size_bytes).await
+    }
+
+    /// Gives back the room of `messages` messages of together `bytes`.
+    pub fn release(&self, recipient: &str, sender: &str, messages: u64, bytes: u64) {
+        self.lock().release(recipient, sender, Usage { messages, bytes });
+    }
+
+    /// Counts from the queues what waits for `recipients`.
+    async fn count(&self, recipients: &[String]) -> sqlx::Result<()> {
+        if recipients.is_empty() {
+            return Ok(());
+        }
+        self.lock().begin_count(recipients);
+        let counted = self.store.count_waiting(recipients).await;
+        let now = self.store.clock.instant();
+        match counted {
+            Ok(counted) => {
+                self.lock().finish_count(recipients, counted, now);
+                Ok(())
+            }
+            Err(error) => {
+                self.lock().abandon_count(recipients);
+                Err(error)
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Full {
+    fn recipient(&self) -> &str {
+        match self {
+            Self::Recipient { recipient } | Self::Share { recipient, .. } => recipient,
+        }
+    }
+}
+
+impl Store {
+    /// What waits for `recipients`, by recipient and sender.
+    async fn count_waiting(&self, recipients: &[String]) -> sqlx::Result<Vec<Waiting>> {
+        sqlx::query_as!(
+            Waiting,
+            r#"
+            select
+                recipient as "recipient!", sender as "sender!", count(*) as "messages!",
+                coalesce(sum(size_bytes), 0)::bigint as "bytes!"
+            from (
+                select recipient, sender, size_bytes from inbox where recipient = any($1)
+                union all
+                select recipient, sender, size_bytes from outbox where recipient = any($1)
+            ) as waiting
+            group by recipient, sender
+            "#,
+            recipients,
+        )
+        .fetch_all(&self.pool)
+        .await
+    }
+}
+
+struct Waiting {
+    recipient: String,
+    sender: String,
+    messages: i64,
+    bytes: i64,
+}
+
+/// A recipient at its limit is counted again this often at most, however often it is written to.
+const RECOUNT_BEFORE_REFUSAL: Duration = Duration::from_secs(2);
+/// Numbers older than this are counted again if they are no longer small.
+const RECOUNT: Duration = Duration::from_secs(30);
+/// What is small: this part of the limit.
+const SMALL: u64 = 8;
+/// Pairs of recipient and sender that are remembered.
+const MAX_PAIRS: usize = 262_144;
+
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+struct Usage {
+    messages: u64,
+    bytes: u64,
+}
+
+impl Usage {
+    const LIMIT: Self = Self { messages: MAX_MESSAGES, bytes: MAX_BYTES };
+
+    fn fits(self, adding: Self, limit: Self) -> bool {
+        self.messages + adding.messages <= limit.messages
+            && self.bytes + adding.bytes <= limit.bytes
+    }
+
+    fn is_small(self, limit: Self) -> bool {
+        self.messages <= limit.messages / SMALL && self.bytes <= limit.bytes / SMALL
+    }
+
+    fn add(&mut self, other: Self) {
+        self.messages = self.messages.saturating_add(other.messages);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+    }
+
+    fn subtract(&mut self, other: Self) {
+        self.messages = self.messages.saturating_sub(other.messages);
+        self.bytes = self.bytes.saturating_sub(other.bytes);
+    }
+}
+
+/// What waits for one recipient.
+#[derive(Debug, Default)]
+struct Account {
+    total: Usage,
+    senders: HashMap<Box<str>, Usage>,
+    /// `None` until it was first counted.
+    counted_at: Option<Instant>,
+    /// What came and went while it is being counted; the count does not have it.
+    meanwhile: Option<Vec<(Box<str>, Change)>>,
+    used: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Added(Usage),
+    Removed(Usage),
+}
+
+impl Account {
+    fn apply(&mut self, sender: &str, change: Change) {
+        if let Some(meanwhile) = &mut self.meanwhile {
+            meanwhile.push((sender.into(), change));
+        }
+        let usage = match self.senders.get_mut(sender) {
+            Some(usage) => usage,
+            None => self.senders.entry(sender.into()).or_default(),
+        };
+        match change {
+            Change::Added(added) => {
+                usage.add(added);
+                self.total.add(added);
+            }
+            Change::Removed(removed) => {
+                usage.subtract(removed);
+                self.total.subtract(removed);
+            }
+        }
+        if *usage == Usage::default() {
+            self.senders.remove(sender);
+        }
+    }
+
+    fn sender(&self, sender: &str) -> Usage {
+        self.senders.get(sender).copied().unwrap_or_default()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Ledger {
+    accounts: HashMap<Box<str>, Account>,
+    /// Ages the accounts, for forgetting those not used for longest.
+    uses: u64,
+}
+
+impl Ledger {
+    /// Whom to count before answering: those never counted, and those whose old numbers matter.
+    fn doubtful(
+        &mut self,
+        recipients: &[String],
+        sender: &str,
+        share: Usage,
+        now: Instant,
+    ) -> Vec<String> {
+        let is_doubtful = |recipient: &&String| {
+            let Some(account) = self.accounts.get(recipient.as_str()) else {
+                return true;
+            };
+            let Some(counted_at) = account.counted_at else {
+                return true;
+            };
+            now.saturating_duration_since(counted_at) >= RECOUNT
+                && !(account.total.is_small(Usage::LIMIT) && account.sender(sender).is_small(share))
+        };
+        recipients.iter().filter(is_doubtful).cloned().collect()
+    }
+
+    fn reserve(
+        &mut self,
+        recipients: &[String],
+        sender: &str,
+        adding: Usage,
+        share: Usage,
+        now: Instant,
+    ) -> Result<(), Full> {
+        for recipient in recipients {
+            let Some(account) = self.accounts.get(recipient.as_str()) else {
+                continue;
+            };
+            if !account.total.fits(adding, Usage::LIMIT) {
+                return Err(Full::Recipient { recipient: recipient.clone() });
+            }
+            if !account.sender(sender).fits(adding, share) {
+                return Err(Full::Share {
+                    recipient: recipient.clone(),
+                    max_messages: share.messages,
+                    max_bytes: share.bytes,
+                });
+            }
+        }
+        self.uses += 1;
+        for recipient in recipients {
+            let account = self.account(recipient);
+            // Forgotten since it was counted, by others' demand for memory: nothing is known but
+            // that it had room.
+            account.counted_at.get_or_insert(now);
+            account.apply(sender, Change::Added(adding));
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, recipient: &str, sender: &str, usage: Usage) {
+        if let Some(account) = self.accounts.get_mut(recipient) {
+            account.apply(sender, Change::Removed(usage));
+        }
+    }
+
+    fn counted_within(&self, recipient: &str, age: Duration, now: Instant) -> bool {
+        self.accounts
+            .get(recipient)
+            .and_then(|account| account.counted_at)
+            .is_some_and(|at| now.saturating_duration_since(at) < age)
+    }
+
+    fn begin_count(&mut self, recipients: &[String]) {
+        self.forget_old();
+        self.uses += 1;
+        for recipient in recipients {
+            self.account(recipient).meanwhile.get_or_insert_default();
+        }
+    }
+
+    fn finish_count(&mut self, recipients: &[String], counted: Vec<Waiting>, now: Instant) {
+        let counting: HashSet<&str> = recipients
+            .iter()
+            .map(String::as_str)
+            .filter(|recipient| {
+                self.accounts.get(*recipient).is_some_and(|account| account.meanwhile.is_some())
+            })
+            .collect();
+        let mut meanwhile = Vec::new();
+        for recipient in &counting {
+            let account = self.account(recipient);
+            meanwhile.push((*recipient, account.meanwhile.take().unwrap_or_default()));
+            account.senders.clear();
+            account.total = Usage::default();
+            account.counted_at = Some(now);
+        }
+        for waiting in counted {
+            if counting.contains(waiting.recipient.as_str()) {
+                let usage = Usage {
+                    messages: waiting.messages.try_into().unwrap_or(0),
+                    bytes: waiting.bytes.try_into().unwrap_or(0),
+                };
+                self.account(&waiting.recipient).apply(&waiting.sender, Change::Added(usage));
+            }
+        }
+        for (recipient, changes) in meanwhile {
+            for (sender, change) in changes {
+                self.account(recipient).apply(&sender, change);
+            }
+        }
+    }
+
+    fn abandon_count(&mut self, recipients: &[String]) {
+        for recipient in recipients {
+            if let Some(account) = self.accounts.get_mut(recipient.as_str()) {
+                account.meanwhile = None;
+            }
+        }
+    }
+
+    fn account(&mut self, recipient: &str) -> &mut Account {
+        if !self.accounts.contains_key(recipient) {
+            self.accounts.insert(recipient.into(), Account::default());
+        }
+        let account = self.accounts.entry(recipient.into()).or_default();
+        account.used = self.uses;
+        account
+    }
+
+    /// Forgets the half used longest ago when too much is remembered; it is counted again at need.
+    fn forget_old(&mut self) {
+        let pairs: usize = self.accounts.values().map(|account| 1 + account.senders.len()).sum();
+        if pairs < MAX_PAIRS {
+            return;
+        }
+        let mut uses: Vec<u64> = self.accounts.values().map(|account| account.used).collect();
+        let half = uses.len() / 2;
+        let middle = *uses.select_nth_unstable(half).1;
+        self.accounts.retain(|_, account| account.used > middle || account.meanwhile.is_some());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHARE: Usage = Usage { messages: 10, bytes: 1000 };
+    const ONE: Usage = Usage { messages: 1, bytes: 10 };
+
+    #[test]
+    fn one_sender_fills_its_share_and_no_more() {
+        let (mut ledger, now) = counted("bob");
+        for _ in 0..10 {
+            assert_eq!(ledger.reserve(&names("bob"), "mallory", ONE, SHARE, now), Ok(()));
+        }
+        let full = Full::Share { recipient: "bob".to_owned(), max_messages: 10, max_bytes: 1000 };
+        assert_eq!(ledger.reserve(&names("bob"), "mallory", ONE, SHARE, now), Err(full));
+        assert_eq!(ledger.reserve(&names("bob"), "alice", ONE, SHARE, now), Ok(()));
+        ledger.release("bob", "mallory", ONE);
+        assert_eq!(ledger.reserve(&names("bob"), "mallory", ONE, SHARE, now), Ok(()));
+    }
+
+    #[test]
+    fn a_recipients_storage_is_bounded_in_bytes_over_all_senders() {
+        let (mut ledger, now) = counted("bob");
+        let half = Usage { messages: 1, bytes: MAX_BYTES / 2 };
+        let share = Usage::LIMIT;
+        assert_eq!(ledger.reserve(&names("bob"), "a", half, share, now), Ok(()));
+        assert_eq!(ledger.reserve(&names("bob"), "b", half, share, now), Ok(()));
+        let full = Full::Recipient { recipient: "bob".to_owned() };
+        assert_eq!(ledger.reserve(&names("bob"), "c", ONE, share, now), Err(full));
+    }
+
+    #[test]
+    fn where_one_of_many_recipients_is_full_none_is_charged() {
+        let (mut ledger, now) = counted("bob");
+        for _ in 0..10 {
+            ledger.reserve(&names("bob"), "alice", ONE, SHARE, now).unwrap();
+        }
+        let both = ["carol".to_owned(), "bob".to_owned()];
+        assert!(ledger.reserve(&both, "alice", ONE, SHARE, now).is_err());
+        assert!(!ledger.accounts.contains_key("carol"));
+    }
+
+    #[test]
+    fn what_comes_and_goes_during_a_count_is_not_lost() {
+        let (mut ledger, now) = counted("bob");
+        ledger.begin_count(&names("bob"));
+        ledger.reserve(&names("bob"), "alice", ONE, SHARE, now).unwrap();
+        let waiting = Waiting {
+            recipient: "bob".to_owned(),
+            sender: "alice".to_owned(),
+            messages: 4,
+            bytes: 40,
+        };
+        ledger.finish_count(&names("bob"), vec![waiting], now);
+        let account = &ledger.accounts["bob"];
+        assert_eq!(account.total, Usage { messages: 5, bytes: 50 });
+        assert_eq!(account.sender("alice"), account.total);
+        assert!(account.meanwhile.is_none());
+    }
+
+    #[test]
+    fn old_numbers_are_doubted_only_when_they_are_not_small() {
+        let (mut ledger, now) = counted("bob");
+        let old = now + RECOUNT;
+        assert_eq!(ledger.doubtful(&names("bob"), "alice", SHARE, old), Vec::<String>::new());
+        for _ in 0..2 {
+            ledger.reserve(&names("bob"), "alice", ONE, SHARE, now).unwrap();
+        }
+        assert_eq!(ledger.doubtful(&names("bob"), "alice", SHARE, now), Vec::<String>::new());
+        assert_eq!(ledger.doubtful(&names("bob"), "alice", SHARE, old), names("bob"));
+        assert_eq!(ledger.doubtful(&names("stranger"), "alice", SHARE, now), names("stranger"));
+    }
+
+    #[test]
+    fn too_much_memory_is_given_back_by_the_oldest() {
+        let (mut ledger, now) = counted("first");
+        for number in 0..MAX_PAIRS / 2 {
+            let name = names(&format!("r{number}"));
+            ledger.reserve(&name, "alice", ONE, SHARE, now).unwrap();
+        }
+        ledger.forget_old();
+        assert!(!ledger.accounts.contains_key("first"));
+        let last = format!("r{}", MAX_PAIRS / 2 - 1);
+        assert!(ledger.accounts.contains_key(last.as_str()));
+        assert!(ledger.accounts.len() <= MAX_PAIRS / 4 + 1);
+    }
+
+    fn names(name: &str) -> Vec<String> {
+        vec![name.to_owned()]
+    }
+
+    fn counted(name: &str) -> (Ledger, Instant) {
+        let mut ledger = Ledger::default();
+        let now = crate::clock::Clock::default().instant();
+        ledger.begin_count(&names(name));
+        ledger.finish_count(&names(name), Vec::new(), now);
+        (ledger, now)
+    }
+}
