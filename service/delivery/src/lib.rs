@@ -17,15 +17,22 @@
 //! | `suite` | whether a store keeps its word |
 
 mod lanes;
+mod memory;
 mod receipts;
 mod retry;
+mod router;
 mod state;
 mod store;
 
 pub use lanes::{
     Admit, Held, Released, admit, has_lane, known_after, pass_over, predecessor, release,
 };
+pub use memory::{INBOX_LIMIT, MemoryStore, REMEMBERED};
 pub use receipts::{Effect, Standing, effect, signer_of};
 pub use retry::Backoff;
+pub use router::{
+    Breaker, BreakerState, Candidate, Capabilities, Impact, LOCAL, Measured, Outcome, Place, Plan,
+    Question, Reach, RecipientKind, RuledOut, Verdict, Why, plan,
+};
 pub use state::{counts, may_follow, message_status};
 pub use store::*;

@@ -235,6 +235,18 @@ pub struct Attempt {
     pub reason: Option<String>,
 }
 
+impl Attempt {
+    /// What the record of a delivery inside this gateway says: no link was used.
+    pub fn local(accepted_at: Time) -> Self {
+        Self {
+            transport: "local".to_owned(),
+            started_at: accepted_at,
+            result: AttemptResult::Stored,
+            reason: None,
+        }
+    }
+}
+
 /// The result of an attempt as the sender sees it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum AttemptResult {

@@ -1,0 +1,176 @@
+//! A store in memory: what the gateway keeps in Postgres, for simulations and tests.
+//!
+//! It keeps the whole contract of [`Store`] but one word of it: nothing survives the process. One
+//! lock guards everything, is never held across an await, and every future is ready at once. What
+//! it holds grows with the messages of the last 31 days and with the number of lanes.
+
+mod book;
+
+use std::{
+    convert::Infallible,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use fieldpost_envelope::{MessageId, PeerId};
+
+use self::book::Book;
+use crate::{
+    Accepted, Attempt, Cancelled, Claim, Confirm, Inbound, InboxEntry, Next, ReceiptIn, ReceiptOut,
+    Received, Record, Seq, Settled, Store, Submission, Time,
+};
+
+/// How long the identity of a message is remembered: the longest time to live and a day (design,
+/// promise 2).
+pub const REMEMBERED: Duration = Duration::from_secs(31 * 24 * 60 * 60);
+
+/// The most messages from other gateways that wait for one recipient; more are refused.
+pub const INBOX_LIMIT: usize = 100_000;
+
+/// A [`Store`] in memory.
+#[derive(Debug)]
+pub struct MemoryStore {
+    book: Mutex<Book>,
+    inbox_limit: usize,
+}
+
+impl MemoryStore {
+    /// An empty store that refuses messages from other gateways for a recipient with
+    /// [`INBOX_LIMIT`] unconfirmed ones.
+    pub fn new() -> Self {
+        Self::with_inbox_limit(INBOX_LIMIT)
+    }
+
+    /// An empty store with another limit.
+    pub fn with_inbox_limit(inbox_limit: usize) -> Self {
+        Self { book: Mutex::default(), inbox_limit }
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        // A panic in a test must not turn every later call into another one.
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Store for MemoryStore {
+    type Error = Infallible;
+
+    async fn accept(&self, now: Time, batch: &[Submission]) -> Result<Vec<Accepted>, Infallible> {
+        let mut book = self.book();
+        Ok(batch.iter().map(|submission| book.accept(now, submission)).collect())
+    }
+
+    async fn show(
+        &self,
+        now: Time,
+        peer: &PeerId,
+        after: Seq,
+        limit: usize,
+    ) -> Result<Vec<InboxEntry>, Infallible> {
+        Ok(self.book().show(now, peer, after, limit))
+    }
+
+    async fn confirm(
+        &self,
+        now: Time,
+        peer: &PeerId,
+        what: &Confirm,
+        read: bool,
+    ) -> Result<Vec<Settled>, Infallible> {
+        Ok(self.book().confirm(now, peer, what, read))
+    }
+
+    async fn cancel(
+        &self,
+        now: Time,
+        sender: &PeerId,
+        id: MessageId,
+    ) -> Result<Cancelled, Infallible> {
+        Ok(self.book().cancel(now, sender, id))
+    }
+
+    async fn expire_due(&self, now: Time, limit: usize) -> Result<Vec<Settled>, Infallible> {
+        let mut book = self.book();
+        book.forget_old(now, limit);
+        Ok(book.expire_due(now, limit))
+    }
+
+    async fn claim_due(
+        &self,
+        now: Time,
+        lease: Duration,
+        reachable: &[String],
+        limit: usize,
+    ) -> Result<Vec<Claim>, Infallible> {
+        Ok(self.book().claim_due(now, lease, reachable, limit))
+    }
+
+    async fn record(
+        &self,
+        now: Time,
+        claim: &Claim,
+        attempts: &[Attempt],
+        next: &Next,
+    ) -> Result<Option<Settled>, Infallible> {
+        Ok(self.book().record(now, claim, attempts, next))
+    }
+
+    async fn reached(&self, now: Time, targets: &[String]) -> Result<u64, Infallible> {
+        Ok(self.book().reached(now, targets))
+    }
+
+    async fn receive(
+        &self,
+        now: Time,
+        inbound: &Inbound,
+        order_wait: Duration,
+    ) -> Result<Received, Infallible> {
+        Ok(self.book().receive(now, inbound, order_wait, self.inbox_limit))
+    }
+
+    async fn release_held(&self, now: Time, limit: usize) -> Result<Vec<PeerId>, Infallible> {
+        Ok(self.book().release_held(now, limit))
+    }
+
+    async fn settle(&self, now: Time, receipt: &ReceiptIn) -> Result<Option<Settled>, Infallible> {
+        Ok(self.book().settle(now, receipt))
+    }
+
+    async fn claim_receipts(
+        &self,
+        now: Time,
+        lease: Duration,
+        reachable: &[String],
+        limit: usize,
+    ) -> Result<Vec<ReceiptOut>, Infallible> {
+        Ok(self.book().claim_receipts(now, lease, reachable, limit))
+    }
+
+    async fn receipt_done(
+        &self,
+        receipt: &ReceiptOut,
+        retry_at: Option<Time>,
+    ) -> Result<(), Infallible> {
+        self.book().receipt_done(receipt, retry_at);
+        Ok(())
+    }
+
+    async fn records(
+        &self,
+        _now: Time,
+        caller: &PeerId,
+        id: MessageId,
+    ) -> Result<Vec<Record>, Infallible> {
+        Ok(self.book().records(caller, id))
+    }
+
+    async fn next_due(&self) -> Result<Option<Time>, Infallible> {
+        Ok(self.book().next_due())
+    }
+}
