@@ -31,18 +31,20 @@ mod processes;
 mod server;
 mod supervisor;
 
-use std::sync::mpsc::{SyncSender, sync_channel};
 use std::{
     env, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::ExitStatus,
+    sync::mpsc::{SyncSender, sync_channel},
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use nix::unistd::{User, geteuid};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 pub use self::binaries::BinarySearch;
 use self::{
@@ -59,6 +61,9 @@ const DATABASE: &str = "postgres";
 const USER: &str = "gateway";
 /// Names the socket; nothing listens on TCP.
 const PORT: u16 = 5432;
+
+const JOIN_DEADLINE: Duration = Duration::from_secs(60);
+const JOIN_POLL: Duration = Duration::from_millis(50);
 
 /// A running Postgres of our own.
 ///
@@ -266,6 +271,16 @@ pub enum EmbeddedError {
         /// The last lines of the log.
         tail: String,
     },
+    /// A gateway holds the data folder, but there is no server to join.
+    #[error(
+        "a gateway uses the data folder {data_dir}, but its database does not become ready; \
+         look at {data_dir}/database/postgres.log",
+        data_dir = data_dir.display()
+    )]
+    NotJoined {
+        /// The folder.
+        data_dir: PathBuf,
+    },
     /// [`EmbeddedPostgres::stop`] came before the server was ready.
     #[error("the database server was stopped before it was ready")]
     Interrupted,
@@ -300,6 +315,61 @@ pub fn default_data_dir() -> Result<PathBuf, EmbeddedError> {
 /// [`EmbeddedError::NotWritable`].
 pub fn prepare_data_dir(data_dir: &Path) -> Result<PathBuf, EmbeddedError> {
     folder::prepare_data_dir(data_dir)
+}
+
+/// How to connect to the server that another process of this machine runs on `data_dir`, if one
+/// runs there and we may see it. Changes nothing.
+pub fn running(data_dir: &Path) -> Option<PgConnectOptions> {
+    let note = processes::read_short(&data_dir.join("database/data/postmaster.pid"))?;
+    server::ready_socket(&note).map(connect_options)
+}
+
+/// Like [`running`], for when a gateway holds the folder and so its server must be there soon.
+/// Blocks for up to 60 s.
+///
+/// # Errors
+///
+/// If the folder is another user's, or the server does not become ready.
+pub fn join(data_dir: &Path) -> Result<PgConnectOptions, EmbeddedError> {
+    let database = data_dir.join("database");
+    if let Ok(metadata) = database.metadata()
+        && !geteuid().is_root()
+        && metadata.uid() != geteuid().as_raw()
+    {
+        return Err(EmbeddedError::ForeignOwner { folder: database, owner: metadata.uid() });
+    }
+    let deadline = Instant::now() + JOIN_DEADLINE;
+    loop {
+        if let Some(options) = running(data_dir) {
+            return Ok(options);
+        }
+        if Instant::now() >= deadline {
+            return Err(EmbeddedError::NotJoined { data_dir: data_dir.to_owned() });
+        }
+        thread::sleep(JOIN_POLL);
+    }
+}
+
+/// Which server binaries a start on `data_dir` would use: their folder and major version. Changes
+/// nothing; blocks for as long as the programs take to name their version.
+///
+/// # Errors
+///
+/// As a start would fail for want of a suitable server.
+pub fn installed(data_dir: &Path, search: &BinarySearch) -> Result<(PathBuf, u32), EmbeddedError> {
+    let binaries = Binaries::find(search, &data_dir.join("database/data"))?;
+    Ok((binaries.folder, binaries.major))
+}
+
+fn connect_options(socket_dir: impl AsRef<Path>) -> PgConnectOptions {
+    PgConnectOptions::new_without_pgpass()
+        .socket(socket_dir)
+        .port(PORT)
+        .username(USER)
+        .database(DATABASE)
+        .ssl_mode(PgSslMode::Disable)
+        // Comes after what PGOPTIONS may say.
+        .options([("synchronous_commit", "on")])
 }
 
 pub(crate) fn home() -> Option<PathBuf> {
@@ -360,12 +430,7 @@ impl EmbeddedPostgres {
 
     /// How to connect. At most 57 connections are accepted at once.
     pub fn connect_options(&self) -> PgConnectOptions {
-        PgConnectOptions::new_without_pgpass()
-            .socket(self.folder.socket_dir())
-            .port(PORT)
-            .username(USER)
-            .database(DATABASE)
-            .ssl_mode(PgSslMode::Disable)
+        connect_options(self.folder.socket_dir())
     }
 
     /// How the server is doing now.

@@ -1,6 +1,8 @@
 //! The embedded database, with the installed Postgres: as root, as another user when we are root,
 //! and through crashes of everything that can crash.
 
+#![expect(clippy::unwrap_used, reason = "fixtures may panic as tests do")]
+
 use std::{
     env,
     fs::{self, Permissions},
@@ -23,7 +25,8 @@ use nix::{
 use sqlx::{ConnectOptions, PgConnection, postgres::PgConnectOptions};
 
 use fieldpost_gateway::embedded::{
-    BinarySearch, EmbeddedError, EmbeddedPostgres, Status, default_data_dir, prepare_data_dir,
+    BinarySearch, EmbeddedError, EmbeddedPostgres, OLDEST_MAJOR, Status, default_data_dir,
+    installed, join, prepare_data_dir, running,
 };
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -207,6 +210,31 @@ fn two_gateways_cannot_share_a_data_folder() {
     );
     assert!(error.to_string().contains("--data-dir"), "{error}");
     assert_eq!(ask(&server.connect_options(), "select 'unharmed'"), "unharmed");
+}
+
+#[test]
+fn another_process_may_join_the_server_of_a_gateway() {
+    let folder = TempFolder::new();
+    assert!(running(&folder.data_dir()).is_none());
+    let mut gateway = GatewayProcess::spawn(&folder, None);
+    until("the folder is held", || folder.data_dir().join("database").exists());
+    // It may still be at initdb.
+    let options = join(&folder.data_dir()).unwrap();
+    assert_eq!(ask(&options, "show synchronous_commit"), "on");
+    assert!(running(&folder.data_dir()).is_some());
+    drop(gateway.stdin.take());
+    io::copy(gateway.stdout.as_mut().unwrap(), &mut io::sink()).unwrap();
+    gateway.wait().unwrap();
+    assert!(running(&folder.data_dir()).is_none());
+}
+
+#[test]
+fn tells_what_is_installed_without_starting_it() {
+    let folder = TempFolder::new();
+    let (binaries, major) = installed(&folder.data_dir(), &BinarySearch::system()).unwrap();
+    assert!(binaries.join("initdb").exists());
+    assert!(major >= OLDEST_MAJOR, "{major}");
+    assert!(!folder.data_dir().exists());
 }
 
 #[test]
@@ -533,13 +561,13 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    block_on(async {
+    let poll = async {
         let mut poll = tokio::time::interval(Duration::from_millis(5));
         while !is_so() {
             poll.tick().await;
         }
-    });
-    eprintln!("{what}");
+    };
+    block_on(async { tokio::time::timeout(DEADLINE / 2, poll).await.expect(what) });
 }
 
 /// Whether the process runs; a zombie that nobody has waited for has no executable any more.

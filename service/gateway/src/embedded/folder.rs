@@ -1,6 +1,5 @@
 //! The database folder: who holds it, whom it belongs to, where the socket goes.
 
-use std::os::unix::process::CommandExt;
 use std::{
     env,
     fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
@@ -8,6 +7,7 @@ use std::{
     os::unix::{
         ffi::OsStrExt,
         fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
+        process::CommandExt,
     },
     path::{Path, PathBuf, absolute},
     process::{self, Command},

@@ -10,6 +10,7 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -63,6 +64,11 @@ pub(super) fn signal(pid: u32, signal: Signal) {
     }
 }
 
+/// Whether a process has this pid, also one that we may not signal.
+pub(super) fn exists(pid: i32) -> bool {
+    !matches!(kill(Pid::from_raw(pid), None), Err(Errno::ESRCH))
+}
+
 /// Ties the child's life to the calling thread: when that ends, the kernel interrupts the child.
 ///
 /// The hook runs after the change of user, which would clear the tie. A parent that died before
@@ -72,7 +78,7 @@ pub(super) fn signal(pid: u32, signal: Signal) {
 pub(super) fn end_with_us(command: &mut Command) {
     use std::os::unix::process::CommandExt;
 
-    use nix::{errno::Errno, sys::prctl::set_pdeathsig, unistd::getppid};
+    use nix::{sys::prctl::set_pdeathsig, unistd::getppid};
 
     let us = Pid::this();
     let tie = move || {

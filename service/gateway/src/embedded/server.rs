@@ -20,7 +20,9 @@ use super::{
     EmbeddedError, PORT, USER,
     binaries::Binaries,
     folder::{Account, DatabaseFolder},
-    processes::{end_with_us, output_within, read_short, signal, wait_for_previous, wait_within},
+    processes::{
+        end_with_us, exists, output_within, read_short, signal, wait_for_previous, wait_within,
+    },
 };
 
 const INIT_DEADLINE: Duration = Duration::from_secs(120);
@@ -202,12 +204,12 @@ impl Running {
         self.child.id()
     }
 
-    /// Whether it accepts connections: the server notes so in the eighth line of its lock file.
+    /// Whether it accepts connections.
     pub(super) fn is_ready(&self) -> bool {
-        let Some(noted) = read_short(&self.pid_file) else { return false };
-        let mut lines = noted.lines().map(str::trim);
-        lines.next().and_then(|pid| pid.parse().ok()) == Some(self.pid())
-            && lines.nth(6) == Some("ready")
+        read_short(&self.pid_file).is_some_and(|note| {
+            let pid = note.lines().next().and_then(|pid| pid.trim().parse().ok());
+            pid == Some(self.pid()) && ready_socket(&note).is_some()
+        })
     }
 
     /// How it ended, if it has.
@@ -249,6 +251,16 @@ impl Running {
         signal(self.pid(), Signal::SIGKILL);
         let _ = self.child.wait();
     }
+}
+
+/// The folder of the socket, if the note that a server keeps says that it accepts connections and
+/// the process is there. The lines of `postmaster.pid` are: pid, cluster, start time, port, socket
+/// folder, address, shared memory, state.
+pub(super) fn ready_socket(note: &str) -> Option<PathBuf> {
+    let lines: Vec<_> = note.lines().collect();
+    let pid = lines.first()?.trim().parse().ok()?;
+    let is_ready = lines.get(7)?.trim() == "ready" && exists(pid);
+    is_ready.then(|| PathBuf::from(lines[4]))
 }
 
 /// The log of the server and of initdb.
