@@ -9,8 +9,10 @@ create table peer_group (
     message_count bigint      not null default 0,
     last_message_at timestamptz not null,
 
-    constraint peer_group_id_is_an_id check (id ~ '^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$')
+    constraint peer_group_id_is_an_id check (id ~ '^[A-Za-z0-9._:-]{1,128}$')
 );
+-- Serves the limit of groups for each creator.
+create index peer_group_created_by on peer_group (created_by) where is_active;
 
 create table group_member (
     group_id      text        not null references peer_group on delete cascade,
@@ -24,7 +26,7 @@ create table group_member (
     primary key (group_id, peer),
     constraint group_member_role_is_known check (role in ('admin', 'moderator', 'member'))
 );
-create index group_member_peer on group_member (peer) where left_at is null;
+create index group_member_peer on group_member (peer, group_id) where left_at is null;
 
 create table file (
     id           text        primary key,
@@ -37,14 +39,15 @@ create table file (
     uploaded_by  text        not null references peer,
     created_at   timestamptz not null,
     completed_at timestamptz,
-    -- Of the whole file, once it is complete; checked against what the uploader declared, if so.
+    -- Of the whole file, once all chunks are there. The file is complete unless the uploader had
+    -- declared another; then `completed_at` stays null.
     sha256       bytea,
     declared_sha256 bytea,
 
     constraint file_size_is_in_bounds check (size_bytes between 1 and 1073741824)
 );
-create index file_uploaded_by on file (uploaded_by, created_at desc);
-create index file_created_at on file (created_at);
+create index file_uploaded_by on file (uploaded_by, id) include (size_bytes);
+create index file_created_at on file (created_at) include (completed_at, size_bytes);
 
 create table file_chunk (
     file_id     text        not null references file on delete cascade,
