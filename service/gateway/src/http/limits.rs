@@ -88,6 +88,18 @@ impl Limits {
         })
     }
 
+    /// One more broadcast of `peer`.
+    ///
+    /// # Errors
+    ///
+    /// 429 after six in a minute.
+    pub fn check_broadcast(&self, peer: &PeerId) -> Result<(), ApiError> {
+        self.broadcasts.check_key(peer).map_err(|early| {
+            let wait = early.wait_time_from(self.broadcasts.clock().now());
+            too_fast("broadcasts come too fast: six a minute", wait)
+        })
+    }
+
     /// Forgets callers who have been quiet; call it now and then.
     pub fn forget_quiet(&self) {
         self.requests.retain_recent();
@@ -176,7 +188,8 @@ pub async fn limit_requests(
 #[derive(Clone, Debug)]
 pub(super) struct Found(pub(super) Result<Caller, ApiError>);
 
-fn token(headers: &HeaderMap) -> Option<&str> {
+/// The bearer token of a request, whatever it is worth.
+pub(super) fn token(headers: &HeaderMap) -> Option<&str> {
     let (_, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     Some(token.trim())
 }

@@ -325,32 +325,53 @@ impl Store {
 
     /// Up to `limit` peers that `viewer` may find, by name, from the one after `after`.
     ///
-    /// Found are those who are listed, the viewer itself, and whoever has the viewer as a contact.
+    /// Found are those who are listed, the viewer itself, and whoever has the viewer as a contact;
+    /// with `online_only` those of them whom the viewer may see to be online.
     pub async fn list_peers(
         &self,
         viewer: Option<&PeerId>,
-        after: Option<&str>,
+        online_only: bool,
+        after: &str,
         limit: i64,
     ) -> sqlx::Result<Vec<Peer>> {
-        let viewer_id = viewer.map(PeerId::as_str);
         let ids = sqlx::query_scalar!(
             r#"
-            select id from peer
-            where id > $2
-                and (
-                    listed or id = $1
-                    or exists (select from contact where contact.peer = id and other = $1)
+            select id
+            from peer
+            cross join lateral (
+                select
+                    exists (select from contact where contact.peer = id and other = $1)
                     or exists (
                         select from group_member theirs join group_member own using (group_id)
                         where theirs.peer = peer.id and own.peer = $1
                             and theirs.left_at is null and own.left_at is null
+                    ) as is_contact
+            ) as viewer
+            where id > $2
+                and (listed or id = $1 or is_contact)
+                and (
+                    not $3
+                    or (
+                        presence_shown_to = 'everyone' or id = $1
+                        or presence_shown_to = 'contacts' and is_contact
                     )
+                    and case
+                        when stated_online is not null
+                            and (stated_until is null or stated_until > $4)
+                        then stated_online
+                        else exists (
+                            select from presence
+                            where presence.peer = peer.id and expires_at > $4
+                        )
+                    end
                 )
             order by id
-            limit $3
+            limit $5
             "#,
-            viewer_id,
-            after.unwrap_or(""),
+            viewer.map(PeerId::as_str),
+            after,
+            online_only,
+            self.clock.now(),
             limit,
         )
         .fetch_all(&self.pool)
