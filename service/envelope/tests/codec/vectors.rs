@@ -30,6 +30,7 @@ fn the_file_is_what_the_cases_give() {
     if env::var_os("FIELDPOST_WRITE_VECTORS").is_some() {
         let text = serde_json::to_string_pretty(&vectors).unwrap();
         fs::write(path(), text + "\n").unwrap();
+        write_seeds(&vectors["accepted"]);
     }
     for part in ["gateways", "accepted", "sealed", "undecodable", "unverifiable"] {
         let published = &published()[part];
@@ -210,8 +211,21 @@ fn published() -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
+/// The fuzzer starts from what is well formed.
+fn write_seeds(accepted: &Value) {
+    let folder = tests().join("fuzz/seeds/envelope_decode");
+    fs::create_dir_all(&folder).unwrap();
+    for (number, case) in accepted.as_array().unwrap().iter().enumerate() {
+        fs::write(folder.join(format!("accepted-{number:02}")), hex(&case["signed"])).unwrap();
+    }
+}
+
 fn path() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/vectors/envelope.json")
+    tests().join("vectors/envelope.json")
+}
+
+fn tests() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests")
 }
 
 fn hex(value: &Value) -> Vec<u8> {
