@@ -16,6 +16,7 @@
 //! | `store` | what has to be remembered; `memory` remembers it in memory |
 //! | `suite` | whether a store keeps its word |
 
+mod dispatch;
 mod lanes;
 mod memory;
 mod receipts;
@@ -24,6 +25,7 @@ mod router;
 mod state;
 mod store;
 
+pub use dispatch::{Action, Dispatch, Event, Rules};
 pub use lanes::{
     Admit, Held, Released, admit, has_lane, known_after, pass_over, predecessor, release,
 };
