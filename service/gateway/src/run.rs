@@ -1,0 +1,336 @@
+//! `fieldpost serve`: puts the parts together, runs them, and takes them down in good order.
+
+use std::{
+    future::Future,
+    io::{IsTerminal, Write, stdout},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::{Notify, oneshot},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    Gateway, Shared, accept,
+    clock::Clock,
+    config::{Auth, Config},
+    database::{Database, Keeper, Unusable},
+    http::{self, limits::Limits},
+    readiness::Readiness,
+    serve::{self, Server},
+    store::{Store, identity::IdentityError, schema},
+    subscribers::Subscribers,
+    telemetry,
+};
+
+/// The most connections of clients at once, sockets included; one more gets 503 and is closed.
+const CLIENT_CONNECTIONS: usize = 20_000;
+/// The most connections of probes and scrapers at once.
+const ADMIN_CONNECTIONS: usize = 64;
+/// How long the start waits for the database before the API says that it is away.
+const FIRST_ATTEMPT: Duration = Duration::from_secs(6);
+/// The longest that load balancers are given to see that this replica is about to stop.
+const LONGEST_SPREAD: Duration = Duration::from_secs(5);
+/// What requests and sockets get beyond `--drain`, which sockets use whole.
+const DRAIN_MARGIN: Duration = Duration::from_secs(2);
+/// How long background work may take to end.
+const WORKERS_GRACE: Duration = Duration::from_secs(10);
+
+/// Runs the gateway until it is told to stop.
+///
+/// # Errors
+///
+/// Says what keeps it from starting, or which part of it failed.
+pub async fn serve(config: Config) -> anyhow::Result<()> {
+    check(&config)?;
+    let telemetry = telemetry::init(config.otlp_endpoint.as_deref())?;
+    let outcome = serve_observed(config).await;
+    telemetry.shutdown().await;
+    outcome
+}
+
+async fn serve_observed(config: Config) -> anyhow::Result<()> {
+    let metrics = telemetry::metrics::install()?;
+    allow_many_files();
+    let tls = serve::tls(&config)?;
+    let limits = Limits::new(&config).map_err(anyhow::Error::msg)?;
+    let listener = listen(config.listen, "--listen").await?;
+    let admin_listener = listen(config.admin_listen, "--admin-listen").await?;
+    let addresses = (listener.local_addr()?, admin_listener.local_addr()?);
+
+    let Database { options, embedded, master_key } = Database::open(&config.database).await?;
+    let clock = Clock::default();
+    let store = Store::new(schema::pool(options.clone()), clock.clone(), master_key);
+    let readiness = Readiness::starting();
+    let mut workers = Workers::new();
+    let keeper = Keeper::new(options, store.clone(), clock.clone(), readiness.clone());
+    let first = {
+        let (first, attempted) = oneshot::channel();
+        workers.spawn("database", keeper.run(first, workers.stop.clone()));
+        timeout(FIRST_ATTEMPT, attempted).await
+    };
+    if let Ok(Ok(Err(error))) = first
+        && (embedded.is_some() || is_final(&error))
+    {
+        workers.end().await;
+        return Err(error.into());
+    }
+
+    let (acceptor, writers) = accept::queues();
+    let gateway = Gateway::new(Shared {
+        acceptor,
+        subscribers: Subscribers::default(),
+        limits,
+        quotas: Quotas::new(store.clone(), config.sender_share),
+        wake_outbox: Arc::default(),
+        transports: Vec::new(),
+        replica: Uuid::new_v4(),
+        draining: CancellationToken::new(),
+        readiness,
+        clock,
+        store,
+        config,
+    });
+    spawn_workers(&mut workers, &gateway, writers);
+    let upkeep = metrics.clone();
+    workers.spawn(
+        "metrics",
+        workers.until_stop(async move {
+            loop {
+                sleep(Duration::from_secs(5)).await;
+                upkeep.run_upkeep();
+            }
+        }),
+    );
+
+    let admin = Server {
+        listener: admin_listener,
+        app: http::admin_router(&gateway, metrics),
+        tls: None,
+        connections: ADMIN_CONNECTIONS,
+    };
+    let stop_admin = CancellationToken::new();
+    let admin = tokio::spawn(admin.run(stop_admin.clone(), Duration::from_secs(1)));
+    let api =
+        Server { listener, app: http::router(&gateway), tls, connections: CLIENT_CONNECTIONS };
+    let stop_api = CancellationToken::new();
+    let grace = gateway.config.drain + DRAIN_MARGIN;
+    let api = tokio::spawn(api.run(stop_api.clone(), grace));
+    announce(&gateway, addresses, embedded.is_some())?;
+
+    let outcome = tokio::select! {
+        stopped = told_to_stop() => stopped,
+        failed = workers.first_to_end() => Err(failed),
+    };
+    exit_at_next_signal();
+    tracing::info!("stopping: letting requests finish and sockets go");
+    gateway.draining.cancel();
+    sleep(spread(&gateway.config)).await;
+    stop_api.cancel();
+    // Both end by themselves within their grace.
+    let _ = api.await;
+    stop_admin.cancel();
+    let _ = admin.await;
+    // The writers end when nobody is left who could hand them a message.
+    let store = gateway.store.clone();
+    drop(gateway);
+    workers.end().await;
+    store.close().await;
+    Database::close(embedded).await;
+    tracing::info!("stopped");
+    outcome
+}
+
+/// Starts what works in the background, each on its own. What holds the gateway ends at `stop`.
+fn spawn_workers(workers: &mut Workers, gateway: &Gateway, writers: accept::Writers) {
+    let Shared { store, clock, subscribers, wake_outbox, .. } = &**gateway;
+    workers.spawn(
+        "accepting",
+        accept::run(
+            writers,
+            store.clone(),
+            clock.clone(),
+            subscribers.clone(),
+            wake_outbox.clone(),
+        ),
+    );
+}
+
+/// Background work: each piece runs until `stop`, and none may end before.
+struct Workers {
+    tasks: JoinSet<&'static str>,
+    stop: CancellationToken,
+}
+
+impl Workers {
+    fn new() -> Self {
+        Self { tasks: JoinSet::new(), stop: CancellationToken::new() }
+    }
+
+    fn spawn(&mut self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(async move {
+            work.await;
+            name
+        });
+    }
+
+    /// Makes endless work end at `stop`, at whatever it waits for then.
+    fn until_stop(
+        &self,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let stop = self.stop.clone();
+        async move {
+            stop.run_until_cancelled(work).await;
+        }
+    }
+
+    /// Waits for a piece that ends though nobody told it to.
+    async fn first_to_end(&mut self) -> anyhow::Error {
+        match self.tasks.join_next().await {
+            Some(Ok(name)) => anyhow::anyhow!("the gateway's {name} work ended unexpectedly"),
+            Some(Err(error)) => anyhow::anyhow!("the gateway's background work failed: {error}"),
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn end(mut self) {
+        self.stop.cancel();
+        let ended = timeout(WORKERS_GRACE, async {
+            while let Some(ended) = self.tasks.join_next().await {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "background work failed while it ended");
+                }
+            }
+        });
+        if ended.await.is_err() {
+            tracing::warn!("background work did not end in time and was cut off");
+        }
+    }
+}
+
+fn check(config: &Config) -> anyhow::Result<()> {
+    config.validate().map_err(anyhow::Error::msg)?;
+    for origin in &config.cors_origins {
+        let page = origin.split_once("://").filter(|(scheme, host)| {
+            matches!(*scheme, "http" | "https")
+                && !host.is_empty()
+                && !host.contains(['/', '*', ' '])
+        });
+        if page.is_none() || !origin.is_ascii() {
+            bail!(
+                "--cors-origins {origin}: an origin reads like https://chat.example, without a path or wildcard"
+            );
+        }
+    }
+    Ok(())
+}
+
+async fn listen(address: SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address}; free that port or choose another by {option}")
+    })
+}
+
+/// Whether no time and no restart of the database will mend it.
+fn is_final(error: &Unusable) -> bool {
+    matches!(
+        error,
+        Unusable::Identity(
+            IdentityError::WrongMasterKey(_)
+                | IdentityError::Damaged(_)
+                | IdentityError::Mismatch(_)
+        )
+    )
+}
+
+/// Every socket is a file; the usual soft limit of 1024 is for programs that use `select`.
+fn allow_many_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        let wanted = hard.min(1 << 20).max(soft);
+        setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).map(|()| wanted)
+    });
+    match raised {
+        Ok(limit) if limit < CLIENT_CONNECTIONS as u64 + 256 => tracing::warn!(
+            files.limit = limit,
+            "this process may not open enough files for {CLIENT_CONNECTIONS} connections; \
+             raise the limit (ulimit -n)"
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
+    }
+}
+
+/// How long to go on serving while load balancers notice; nobody balances loopback.
+fn spread(config: &Config) -> Duration {
+    if config.listen.ip().is_loopback() {
+        Duration::ZERO
+    } else {
+        (config.drain / 4).min(LONGEST_SPREAD)
+    }
+}
+
+async fn told_to_stop() -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+/// Whoever asks twice does not want to wait. What was accepted is safe in the database.
+fn exit_at_next_signal() {
+    tokio::spawn(async {
+        if told_to_stop().await.is_ok() {
+            tracing::warn!("told to stop again: ending at once");
+            std::process::exit(1);
+        }
+    });
+}
+
+/// Says where the gateway is: in the log and, to a person, in words that can be pasted.
+fn announce(
+    gateway: &Gateway,
+    (api, admin): (SocketAddr, SocketAddr),
+    embedded: bool,
+) -> anyhow::Result<()> {
+    let config = &gateway.config;
+    let scheme = if config.tls_cert.is_some() { "https" } else { "http" };
+    let url = format!("{scheme}://{api}");
+    tracing::info!(api.url = %url, admin.url = %format_args!("http://{admin}"), "listening");
+    if config.auth == Auth::Open {
+        tracing::warn!(
+            "--auth open: every program on this machine may speak for every peer; it is meant for \
+             one machine and for trying out"
+        );
+    }
+    if !(embedded || stdout().is_terminal()) {
+        return Ok(());
+    }
+    let mut out = stdout().lock();
+    writeln!(
+        out,
+        "\nFieldpost {version} is running.\n\n  \
+         API      {url}\n  \
+         Docs     {url}/docs\n  \
+         Metrics  http://{admin}/metrics\n\n\
+         Register a peer; the answer holds its token:\n\n  \
+         curl -s {url}/v1/peers -H 'Content-Type: application/json' \\\n    \
+         -d '{{\"peer_id\": \"alice\", \"public_key\": \"none\"}}'\n",
+        version = env!("CARGO_PKG_VERSION"),
+    )
+    .and_then(|()| out.flush())
+    .context("cannot write to standard output")
+}

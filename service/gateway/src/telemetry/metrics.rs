@@ -1,0 +1,94 @@
+//! The gateway's metrics: their names, units and meaning, and how they are shown.
+
+use anyhow::Context;
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// Time from a request's head to its response's, by `method`, `route` and `status`.
+pub const HTTP_REQUEST_SECONDS: &str = "fieldpost_http_request_seconds";
+/// Connections to the API that are open, sockets included.
+pub const HTTP_CONNECTIONS: &str = "fieldpost_http_connections";
+/// Connections refused at the limit.
+pub const HTTP_CONNECTIONS_REFUSED_TOTAL: &str = "fieldpost_http_connections_refused_total";
+/// TLS handshakes that failed or took too long.
+pub const TLS_HANDSHAKES_FAILED_TOTAL: &str = "fieldpost_tls_handshakes_failed_total";
+/// Handlers that panicked.
+pub const PANICS_TOTAL: &str = "fieldpost_panics_total";
+/// Open sockets of peers.
+pub const SOCKETS: &str = "fieldpost_sockets";
+/// Peers with at least one open socket.
+pub const CONNECTED_PEERS: &str = "fieldpost_connected_peers";
+/// 1 while the gateway can do its work, else 0.
+pub const READY: &str = "fieldpost_ready";
+/// Database connections in the pool, by `state`.
+pub const DATABASE_CONNECTIONS: &str = "fieldpost_database_connections";
+/// Memory of the process that is in RAM.
+pub const RESIDENT_MEMORY_BYTES: &str = "process_resident_memory_bytes";
+/// When the process began, in seconds of Unix time.
+pub const START_TIME_SECONDS: &str = "process_start_time_seconds";
+/// Always 1; the label `version` says what runs.
+pub const BUILD_INFO: &str = "fieldpost_build_info";
+
+/// From a cache hit to the longest request.
+const SECONDS: [f64; 14] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
+/// From an empty frame to the largest file chunk.
+const BYTES: [f64; 9] =
+    [64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0, 1_048_576.0, 4_194_304.0];
+/// Messages in one commit, rows in one sweep.
+const ROWS: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
+
+/// Makes this process record metrics. Once for a process.
+///
+/// # Errors
+///
+/// If another recorder was installed before.
+pub fn install() -> anyhow::Result<PrometheusHandle> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
+        .and_then(|builder| {
+            builder.set_buckets_for_metric(Matcher::Suffix("_bytes".to_owned()), &BYTES)
+        })
+        .and_then(|builder| {
+            builder.set_buckets_for_metric(Matcher::Suffix("_rows".to_owned()), &ROWS)
+        })
+        .and_then(PrometheusBuilder::install_recorder)
+        .context("cannot install the metrics recorder")?;
+    describe();
+    Ok(handle)
+}
+
+fn describe() {
+    describe_histogram!(
+        HTTP_REQUEST_SECONDS,
+        Unit::Seconds,
+        "Time from a request's head to its response's"
+    );
+    describe_gauge!(HTTP_CONNECTIONS, Unit::Count, "Open connections to the API, sockets included");
+    describe_counter!(
+        HTTP_CONNECTIONS_REFUSED_TOTAL,
+        Unit::Count,
+        "Connections refused at the limit"
+    );
+    describe_counter!(
+        TLS_HANDSHAKES_FAILED_TOTAL,
+        Unit::Count,
+        "TLS handshakes that failed or took too long"
+    );
+    describe_counter!(PANICS_TOTAL, Unit::Count, "Handlers that panicked: each is a bug");
+    describe_gauge!(SOCKETS, Unit::Count, "Open sockets of peers");
+    describe_gauge!(CONNECTED_PEERS, Unit::Count, "Peers with at least one open socket");
+    describe_gauge!(READY, Unit::Count, "1 while the gateway can do its work, else 0");
+    describe_gauge!(DATABASE_CONNECTIONS, Unit::Count, "Database connections in the pool");
+    describe_gauge!(RESIDENT_MEMORY_BYTES, Unit::Bytes, "Memory of the process that is in RAM");
+    describe_gauge!(START_TIME_SECONDS, Unit::Seconds, "When the process began, in Unix time");
+    describe_gauge!(BUILD_INFO, Unit::Count, "Always 1; the label version says what runs");
+}
+
+/// Resident memory of this process, where the system tells.
+pub fn resident_memory_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
