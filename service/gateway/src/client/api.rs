@@ -270,7 +270,8 @@ mod tests {
 
     #[test]
     fn a_wrong_address_is_told_what_would_be_right() {
-        for bad in ["localhost:8000", "ftp://host", "http://", "http://host/?a=b", "http://me@host"] {
+        for bad in ["localhost:8000", "ftp://host", "http://", "http://host/?a=b", "http://me@host"]
+        {
             let error = Api::new(bad).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{bad}");
             assert!(error.to_string().contains("http://127.0.0.1:8000"), "{error}");

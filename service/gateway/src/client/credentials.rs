@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    env,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
@@ -13,7 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
 use super::ClientError;
-use crate::secrets::default_config_dir;
+use crate::embedded::home;
 
 /// The credentials file. It need not exist until a token is kept.
 #[derive(Debug)]
@@ -32,7 +33,7 @@ impl Credentials {
     pub(super) fn at(path: Option<PathBuf>) -> Result<Self, ClientError> {
         let path = match path {
             Some(path) => path,
-            None => default_config_dir()?.join("credentials.json"),
+            None => default_folder().ok_or(ClientError::NoHome)?.join("credentials.json"),
         };
         Ok(Self { path })
     }
@@ -45,7 +46,11 @@ impl Credentials {
     pub(super) fn of(&self, gateway: &str) -> Result<BTreeMap<String, SecretString>, ClientError> {
         let book = self.read()?;
         let peers = book.into_iter().find(|(url, _)| url == gateway).map(|(_, peers)| peers);
-        Ok(peers.unwrap_or_default().into_iter().map(|(peer, token)| (peer, token.into())).collect())
+        Ok(peers
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(peer, token)| (peer, token.into()))
+            .collect())
     }
 
     /// Keeps a token, in place of an older one of the same peer.
@@ -138,6 +143,15 @@ impl Credentials {
     }
 }
 
+/// The XDG configuration folder, for root too: these are a user's, not the system's.
+fn default_folder() -> Option<PathBuf> {
+    env::var_os("XDG_CONFIG_HOME")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .or_else(|| home().map(|home| home.join(".config")))
+        .map(|base| base.join("fieldpost"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,7 +211,7 @@ mod tests {
 
     impl Folder {
         fn new() -> Self {
-            Self(std::env::temp_dir().join(format!("fieldpost-{}", Uuid::new_v4())))
+            Self(env::temp_dir().join(format!("fieldpost-{}", Uuid::new_v4())))
         }
 
         fn credentials(&self) -> Credentials {

@@ -6,8 +6,6 @@ use reqwest::StatusCode;
 use thiserror::Error;
 use uuid::Uuid;
 
-use crate::secrets::MasterKeyError;
-
 /// Why a command of the client has no good end.
 #[derive(Debug, Error)]
 pub enum ClientError {
@@ -80,8 +78,8 @@ pub enum ClientError {
         problem: String,
     },
     /// There is no folder to keep credentials in.
-    #[error(transparent)]
-    NoConfigDir(#[from] MasterKeyError),
+    #[error("this user has no home folder to keep tokens in: give --credentials PATH")]
+    NoHome,
     /// Standard output is gone or full.
     #[error("cannot write the output: {0}")]
     Output(#[source] io::Error),
@@ -99,7 +97,7 @@ impl ClientError {
             Self::Refused { .. }
             | Self::File { .. }
             | Self::Credentials { .. }
-            | Self::NoConfigDir(_)
+            | Self::NoHome
             | Self::Output(_) => 1,
         }
     }

@@ -6,8 +6,10 @@ use std::{
     path::Path,
 };
 
-use data_encoding::HEXLOWER;
+use bytes::Bytes;
+use data_encoding::{BASE64, HEXLOWER};
 use indicatif::{ProgressBar, ProgressStyle};
+use reqwest::header::CONTENT_TYPE;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -24,12 +26,14 @@ pub(super) struct Uploaded {
 /// The gateway's view of an upload.
 #[derive(Debug, Deserialize)]
 struct Transfer {
+    #[serde(rename = "id")]
     file_id: String,
+    status: String,
     size_bytes: u64,
     chunk_size: u64,
-    /// Missing chunks are sent; whatever else is there was sent before.
-    #[serde(default)]
+    /// These are sent; whatever else is there was sent before.
     missing_chunks: Vec<u64>,
+    /// Known once all chunks are there.
     sha256: Option<String>,
 }
 
@@ -69,12 +73,7 @@ pub(super) async fn upload(
         Err(error) => Err(error),
     };
     match finished {
-        Ok(transfer) if transfer.missing_chunks.is_empty() => {
-            if transfer.sha256.as_deref().is_some_and(|theirs| theirs != digest) {
-                return Err(changed(path));
-            }
-            Ok(Uploaded { file_id: id, filename })
-        }
+        Ok(transfer) if transfer.is_complete_as(&digest) => Ok(Uploaded { file_id: id, filename }),
         Ok(_) => Err(changed(path)),
         Err(error) => {
             output.note(&format!("the upload can go on with --resume {id}"));
@@ -122,14 +121,16 @@ async fn send_chunks(
         let mut chunk = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
         file.seek(SeekFrom::Start(index * transfer.chunk_size)).map_err(failed)?;
         file.read_exact(&mut chunk).map_err(failed)?;
-        let chunk = bytes::Bytes::from(chunk);
+        let hash = format!("sha-256=:{}:", BASE64.encode(&Sha256::digest(&chunk)));
+        let chunk = Bytes::from(chunk);
         let deadline = Instant::now() + patience;
         let index = index.to_string();
         let segments = ["v1", "files", &transfer.file_id, "chunks", &index];
         let _: Value = api
             .persist(deadline, || {
                 api.put(&segments)
-                    .header("content-type", "application/octet-stream")
+                    .header(CONTENT_TYPE, "application/octet-stream")
+                    .header("content-digest", &hash)
                     .body(chunk.clone())
             })
             .await?;
@@ -140,6 +141,10 @@ async fn send_chunks(
 }
 
 impl Transfer {
+    fn is_complete_as(&self, digest: &str) -> bool {
+        self.status == "completed" && self.sha256.as_deref() == Some(digest)
+    }
+
     fn chunk_len(&self, index: u64) -> u64 {
         self.size_bytes.saturating_sub(index.saturating_mul(self.chunk_size)).min(self.chunk_size)
     }
@@ -192,6 +197,15 @@ mod tests {
     }
 
     #[test]
+    fn an_upload_is_complete_when_the_gateway_has_the_same_bytes() {
+        let mut transfer = transfer(2500, Some("aa"));
+        assert!(!transfer.is_complete_as("aa"));
+        transfer.status = "completed".to_owned();
+        assert!(transfer.is_complete_as("aa"));
+        assert!(!transfer.is_complete_as("bb"));
+    }
+
+    #[test]
     fn an_upload_is_resumed_only_with_the_file_it_was_begun_with() {
         assert!(check(&transfer(2500, None), 2500, "aa").is_ok());
         assert!(check(&transfer(2500, Some("aa")), 2500, "aa").is_ok());
@@ -202,6 +216,7 @@ mod tests {
     fn transfer(size_bytes: u64, sha256: Option<&str>) -> Transfer {
         Transfer {
             file_id: "f".to_owned(),
+            status: "pending".to_owned(),
             size_bytes,
             chunk_size: 1000,
             missing_chunks: Vec::new(),

@@ -146,7 +146,9 @@ impl Listener {
             let wait = if asked { PATIENCE } else { QUIET };
             let frame = match timeout(wait, socket.next()).await {
                 Ok(Some(Ok(frame))) => frame,
-                Ok(Some(Err(error))) => return Ok(interrupted(format!("connection lost: {error}"))),
+                Ok(Some(Err(error))) => {
+                    return Ok(interrupted(format!("connection lost: {error}")));
+                }
                 Ok(None) => return Ok(interrupted("connection lost".to_owned())),
                 Err(_) if asked => return Ok(interrupted("the gateway is silent".to_owned())),
                 Err(_) => {
@@ -225,10 +227,8 @@ fn request(api: &Api) -> Result<Request, ClientError> {
     let scheme = if url.scheme() == "https" { "wss" } else { "ws" };
     // The base has one of two schemes, both of which may change into these.
     url.set_scheme(scheme).expect("http becomes ws");
-    let mut request = url
-        .as_str()
-        .into_client_request()
-        .map_err(|error| unreachable(api, error.to_string()))?;
+    let mut request =
+        url.as_str().into_client_request().map_err(|error| unreachable(api, error.to_string()))?;
     if let Some(token) = api.token() {
         let bearer = HeaderValue::from_str(&format!("Bearer {}", token.expose_secret()));
         let mut bearer = bearer.map_err(|_| {
@@ -253,9 +253,7 @@ async fn send(socket: &mut Socket, message: Message) -> Result<(), String> {
 }
 
 /// A draining or overtaxed gateway wants us back; one that refuses us does not.
-fn after_close(
-    frame: Option<CloseFrame>,
-) -> Result<ControlFlow<(), Interruption>, ClientError> {
+fn after_close(frame: Option<CloseFrame>) -> Result<ControlFlow<(), Interruption>, ClientError> {
     let Some(frame) = frame else {
         return Ok(interrupted("the gateway closed the connection".to_owned()));
     };
@@ -266,9 +264,10 @@ fn after_close(
             detail: format!("the gateway ended the session: {reason}"),
             retry_after: None,
         }),
-        code => {
-            Ok(interrupted(format!("the gateway closed the connection ({}): {reason}", u16::from(code))))
-        }
+        code => Ok(interrupted(format!(
+            "the gateway closed the connection ({}): {reason}",
+            u16::from(code)
+        ))),
     }
 }
 

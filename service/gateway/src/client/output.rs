@@ -18,7 +18,11 @@ impl Output {
     }
 
     /// Writes a result and makes sure that it left this process.
-    pub(super) fn write(self, json: &Value, text: impl FnOnce() -> String) -> Result<(), ClientError> {
+    pub(super) fn write(
+        self,
+        json: &Value,
+        text: impl FnOnce() -> String,
+    ) -> Result<(), ClientError> {
         let mut line = if self.json { json.to_string() } else { text() };
         line.push('\n');
         let mut stdout = io::stdout().lock();

@@ -144,7 +144,8 @@ pub(super) async fn run(args: SendArgs) -> Result<(), ClientError> {
     let mut content = content(&args)?;
     let mut file_ids = Vec::new();
     if let Some(path) = &args.file {
-        let uploaded = files::upload(&api, path, args.resume.as_deref(), args.timeout, output).await?;
+        let uploaded =
+            files::upload(&api, path, args.resume.as_deref(), args.timeout, output).await?;
         if content.is_empty() {
             content = uploaded.filename;
         }
@@ -264,7 +265,8 @@ mod tests {
             (Goal::Delivered, &["delivered", "read"]),
             (Goal::Read, &["read"]),
         ] {
-            for status in ["pending", "sent", "delivered", "read", "expired", "failed", "cancelled"] {
+            for status in ["pending", "sent", "delivered", "read", "expired", "failed", "cancelled"]
+            {
                 assert_eq!(goal.is_reached_by(status), reached.contains(&status), "{status}");
             }
         }

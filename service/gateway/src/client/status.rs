@@ -89,10 +89,9 @@ fn outline(value: &Value, depth: usize) -> String {
                 _ => format!("{indent}{}: {}", printable(name), outline(value, 0)),
             })
             .collect(),
-        Value::Array(items) => items
-            .iter()
-            .map(|item| format!("{indent}-\n{}", outline(item, depth + 1)))
-            .collect(),
+        Value::Array(items) => {
+            items.iter().map(|item| format!("{indent}-\n{}", outline(item, depth + 1))).collect()
+        }
         Value::String(text) => format!("{indent}{}\n", printable(text)),
         other => format!("{indent}{other}\n"),
     }
