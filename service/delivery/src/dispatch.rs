@@ -261,7 +261,7 @@ impl Dispatch {
         self.unrecorded.push(attempt);
         match self.envelope {
             _ if !self.has_ended => self.go_on(now),
-            Some(envelope) if self.is_settled => self.record_beside(envelope),
+            Some(envelope) if self.is_settled => self.record_beside(now, envelope),
             _ => {}
         }
     }
@@ -282,14 +282,15 @@ impl Dispatch {
         }
         (self.has_ended, self.is_settled) = (true, true);
         if let Some(envelope) = self.envelope.filter(|_| !self.unrecorded.is_empty()) {
-            self.record_beside(envelope);
+            self.record_beside(now, envelope);
         }
     }
 
     /// Records attempts of a delivery that a receipt has settled: the store keeps them and ignores
     /// what should follow.
-    fn record_beside(&mut self, envelope: [u8; 32]) {
-        self.record(Next::Sent { envelope, retry_at: self.ours_until });
+    fn record_beside(&mut self, now: Time, envelope: [u8; 32]) {
+        let retry_at = later(now, self.failover_timeout).min(self.expires_at).max(self.ours_until);
+        self.record(Next::Sent { envelope, retry_at });
     }
 
     fn look_at_the_time(&mut self, now: Time) {
