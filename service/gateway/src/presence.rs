@@ -75,11 +75,11 @@ const BEATS_TO_RENEWAL: u64 = 20;
 
 async fn work(gateway: &Gateway, turn: u64) -> sqlx::Result<()> {
     if turn % BEATS_TO_RENEWAL == 0 {
-        gateway.limits.forget_quiet();
         gateway.store.refresh_presence(gateway.replica).await?;
         gateway.store.sweep_access().await?;
     }
     if turn % BEATS_TO_EXPIRY == 0 {
+        gateway.limits.forget_quiet();
         let gone = Presence { online: false, changed: true };
         for peer in gateway.store.expire_presence(MAX_EXPIRED).await? {
             announce(gateway, &peer, gone).await?;

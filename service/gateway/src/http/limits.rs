@@ -25,11 +25,15 @@ use crate::{
     http::{caller::Caller, error::ApiError},
 };
 
+/// Broadcasts a minute that one peer may send (design, section 5).
+const BROADCASTS_A_MINUTE: NonZeroU32 = NonZeroU32::new(6).unwrap();
+
 /// How much callers may ask.
 #[derive(Debug)]
 pub struct Limits {
     requests: DefaultKeyedRateLimiter<Key>,
     registrations: DefaultKeyedRateLimiter<IpAddr>,
+    broadcasts: DefaultKeyedRateLimiter<PeerId>,
     proxies: Vec<Network>,
 }
 
@@ -54,6 +58,9 @@ impl Limits {
         Ok(Self {
             requests: DefaultKeyedRateLimiter::keyed(quota(config.rate_limit)),
             registrations: DefaultKeyedRateLimiter::keyed(quota(config.registration_rate_limit)),
+            broadcasts: DefaultKeyedRateLimiter::keyed(
+                Quota::per_minute(BROADCASTS_A_MINUTE).allow_burst(BROADCASTS_A_MINUTE),
+            ),
             proxies,
         })
     }
@@ -106,6 +113,8 @@ impl Limits {
         self.requests.shrink_to_fit();
         self.registrations.retain_recent();
         self.registrations.shrink_to_fit();
+        self.broadcasts.retain_recent();
+        self.broadcasts.shrink_to_fit();
     }
 
     fn check(&self, key: &Key) -> Result<(), ApiError> {
@@ -353,6 +362,7 @@ mod tests {
         Limits {
             requests: DefaultKeyedRateLimiter::keyed(quota(200)),
             registrations: DefaultKeyedRateLimiter::keyed(quota(20)),
+            broadcasts: DefaultKeyedRateLimiter::keyed(Quota::per_minute(BROADCASTS_A_MINUTE)),
             proxies: proxies.iter().map(|text| text.parse().unwrap()).collect(),
         }
     }
