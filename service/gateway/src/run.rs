@@ -13,7 +13,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    sync::{Notify, oneshot},
+    sync::oneshot,
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -26,9 +26,10 @@ use crate::{
     config::{Auth, Config},
     database::{Database, Keeper, Unusable},
     http::{self, limits::Limits},
+    presence,
     readiness::Readiness,
     serve::{self, Server},
-    store::{Store, identity::IdentityError, schema},
+    store::{Quotas, Store, identity::IdentityError, schema},
     subscribers::Subscribers,
     telemetry,
 };
@@ -141,6 +142,7 @@ async fn serve_observed(config: Config) -> anyhow::Result<()> {
     let _ = api.await;
     stop_admin.cancel();
     let _ = admin.await;
+    presence::finish(&gateway).await;
     // The writers end when nobody is left who could hand them a message.
     let store = gateway.store.clone();
     drop(gateway);
@@ -164,6 +166,7 @@ fn spawn_workers(workers: &mut Workers, gateway: &Gateway, writers: accept::Writ
             wake_outbox.clone(),
         ),
     );
+    workers.spawn("presence", workers.until_stop(presence::keep(gateway.clone())));
 }
 
 /// Background work: each piece runs until `stop`, and none may end before.
