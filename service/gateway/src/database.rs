@@ -154,7 +154,7 @@ impl Keeper {
 
     /// Tries once to make the database usable: schema, identity, clock. `/readyz` tells what
     /// stands in the way.
-    async fn prepare(&self) -> Result<Watch, Unusable> {
+    async fn prepare(&self, first: bool) -> Result<Watch, Unusable> {
         match self.try_prepare().await {
             Ok(watch) => {
                 if self.readiness.ready() {
@@ -163,7 +163,8 @@ impl Keeper {
                 Ok(watch)
             }
             Err(error) => {
-                if self.readiness.wait_for(&error.to_string()) {
+                // Whoever waits for the first attempt decides what its failure means.
+                if self.readiness.wait_for(&error.to_string()) && !first {
                     tracing::warn!(%error, "cannot work on the database; trying again");
                 }
                 Err(error)
@@ -197,7 +198,7 @@ impl Keeper {
         let mut first = Some(first);
         let mut pause = FIRST_PAUSE;
         loop {
-            let attempt = match self.prepare().await {
+            let attempt = match self.prepare(first.is_some()).await {
                 Ok(watch) => {
                     tell(&mut first, Ok(()));
                     pause = FIRST_PAUSE;

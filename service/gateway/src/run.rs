@@ -36,6 +36,8 @@ use crate::{
 
 /// The most connections of clients at once, sockets included; one more gets 503 and is closed.
 const CLIENT_CONNECTIONS: usize = 20_000;
+/// Files that are no connections of clients: the database's, the log, transports.
+const OTHER_FILES: usize = 256;
 /// The most connections of probes and scrapers at once.
 const ADMIN_CONNECTIONS: usize = 64;
 /// How long the start waits for the database before the API says that it is away.
@@ -62,7 +64,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
 
 async fn serve_observed(config: Config) -> anyhow::Result<()> {
     let metrics = telemetry::metrics::install()?;
-    allow_many_files();
+    let connections = connections_allowed();
     let tls = serve::tls(&config)?;
     let limits = Limits::new(&config).map_err(anyhow::Error::msg)?;
     let listener = listen(config.listen, "--listen").await?;
@@ -80,11 +82,16 @@ async fn serve_observed(config: Config) -> anyhow::Result<()> {
         workers.spawn("database", keeper.run(first, workers.stop.clone()));
         timeout(FIRST_ATTEMPT, attempted).await
     };
-    if let Ok(Ok(Err(error))) = first
-        && (embedded.is_some() || is_final(&error))
-    {
-        workers.end().await;
-        return Err(error.into());
+    match first {
+        Ok(Ok(Err(error))) if embedded.is_some() || is_final(&error) => {
+            workers.end().await;
+            return Err(error.into());
+        }
+        Ok(Ok(Err(error))) => {
+            tracing::warn!(%error, "cannot work on the database; trying again until it can be used");
+        }
+        Ok(_) => {}
+        Err(_) => tracing::warn!("the database takes long; the API answers once it is ready"),
     }
 
     let (acceptor, writers) = accept::queues();
@@ -123,7 +130,7 @@ async fn serve_observed(config: Config) -> anyhow::Result<()> {
     let stop_admin = CancellationToken::new();
     let admin = tokio::spawn(admin.run(stop_admin.clone(), Duration::from_secs(1)));
     let api =
-        Server { listener, app: http::router(&gateway), tls, connections: CLIENT_CONNECTIONS };
+        Server { listener, app: http::router(&gateway), tls, connections };
     let stop_api = CancellationToken::new();
     let grace = gateway.config.drain + DRAIN_MARGIN;
     let api = tokio::spawn(api.run(stop_api.clone(), grace));
@@ -257,21 +264,22 @@ fn is_final(error: &Unusable) -> bool {
     )
 }
 
-/// Every socket is a file; the usual soft limit of 1024 is for programs that use `select`.
-fn allow_many_files() {
+/// Raises the limit of open files and returns how many connections of clients fit below it: every
+/// socket is a file, and the usual soft limit of 1024 is for programs that use `select`.
+fn connections_allowed() -> usize {
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
         let wanted = hard.min(1 << 20).max(soft);
         setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).map(|()| wanted)
     });
-    match raised {
-        Ok(limit) if limit < CLIENT_CONNECTIONS as u64 + 256 => tracing::warn!(
-            files.limit = limit,
-            "this process may not open enough files for {CLIENT_CONNECTIONS} connections; \
-             raise the limit (ulimit -n)"
-        ),
-        Ok(_) => {}
-        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
+    let limit = raised.unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+        1024
+    });
+    let allowed = usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(OTHER_FILES);
+    if allowed < CLIENT_CONNECTIONS {
+        tracing::info!(connections.limit = allowed, "the limit of open files (ulimit -n) bounds connections");
     }
+    allowed.clamp(64, CLIENT_CONNECTIONS)
 }
 
 /// How long to go on serving while load balancers notice; nobody balances loopback.

@@ -258,17 +258,17 @@ fn render(mut response: Response, body: impl FnOnce(ApiError) -> Response) -> Re
     let (status, retry_after) = (error.status, error.retry_after);
     let mut rendered = body(error);
     *rendered.status_mut() = status;
+    let headers = rendered.headers_mut();
     if let Some(seconds) = retry_after {
-        rendered.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     if status == StatusCode::UNAUTHORIZED {
-        rendered
-            .headers_mut()
-            .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
+    // What other layers have said already, such as CORS, holds for the new body, too.
     for (name, value) in response.headers() {
-        if [header::ALLOW, header::CONTENT_RANGE, header::VARY].contains(name) {
-            rendered.headers_mut().insert(name.clone(), value.clone());
+        if !headers.contains_key(name) && name != header::CONTENT_LENGTH {
+            headers.append(name, value.clone());
         }
     }
     rendered

@@ -106,6 +106,9 @@ fn record(span: &Span, status: StatusCode, seconds: f64) {
     let _entered = span.enter();
     if status.is_server_error() {
         span.record("otel.status_code", "ERROR");
+    }
+    // Outages are told once, by whoever notices them, rather than by every request.
+    if status == StatusCode::INTERNAL_SERVER_ERROR {
         tracing::warn!(http.duration_seconds = seconds, "request failed");
     } else {
         tracing::debug!(http.duration_seconds = seconds, "request answered");
