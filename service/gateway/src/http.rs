@@ -26,9 +26,13 @@ pub mod files;
 pub mod groups;
 pub mod guard;
 pub mod health;
+pub mod inbox;
 pub mod limits;
+pub mod messages;
 mod observe;
 pub mod peers;
+pub mod submit;
+pub mod status;
 
 /// The most bytes of a body or frame: 1 MiB of content in the wordiest encoding, and its fields.
 pub const MAX_BODY_BYTES: usize = 2_621_440;
@@ -38,7 +42,10 @@ fn resources() -> OpenApiRouter<Gateway> {
     OpenApiRouter::with_openapi(docs::frame())
         .merge(files::routes())
         .merge(groups::routes())
+        .merge(inbox::routes())
+        .merge(messages::routes())
         .merge(peers::routes())
+        .merge(status::routes())
 }
 
 /// The document of the API.
@@ -56,14 +63,12 @@ pub fn router(gateway: &Gateway) -> Router {
     let (health, _) = health::routes().split_for_parts();
     resources
         .layer(middleware::from_fn_with_state(gateway.clone(), limits::limit_requests))
-        .layer(middleware::from_fn_with_state(gateway.clone(), limits::limit_requests))
         .layer(middleware::from_fn_with_state(gateway.clone(), when_ready))
         .merge(health)
         .merge(docs::routes(openapi()))
         .fallback(nothing_here)
         .method_not_allowed_fallback(other_method)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-        .layer(middleware::from_fn_with_state(gateway.clone(), guard::guard_open_mode))
         .layer(cors(gateway))
         .layer(middleware::from_fn_with_state(gateway.clone(), guard::guard_open_mode))
         .layer(middleware::from_fn_with_state(gateway.clone(), observe::observe))

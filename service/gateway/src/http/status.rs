@@ -1,0 +1,215 @@
+//! The gateway about itself on `/v1`: its state and its transports.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use fieldpost_transport::Transport;
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
+use uuid::Uuid;
+
+use crate::{
+    Gateway,
+    http::{
+        caller::Caller,
+        error::{ApiError, Problem},
+    },
+};
+
+/// The routes of `/v1/status` and `/v1/transports`.
+pub fn routes() -> OpenApiRouter<Gateway> {
+    OpenApiRouter::new().routes(routes!(status)).routes(routes!(transports))
+}
+
+/// The gateway's state.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct GatewayStatus {
+    /// The gateway's version.
+    #[schema(example = "0.1.0")]
+    version: &'static str,
+    /// The key by which other gateways know this one: 52 characters of base32.
+    #[schema(example = "aebagbafaydqqcikbmga2dqpcaireeyuculbogazdinryhi6d4qa")]
+    gateway_id: String,
+    /// This process among the replicas of the deployment.
+    replica: Uuid,
+    /// Whether it is about to stop.
+    #[schema(example = false)]
+    draining: bool,
+    /// Peers with an open socket on this replica.
+    #[schema(example = 12, minimum = 0)]
+    connected_peers: usize,
+    /// Open sockets on this replica.
+    #[schema(example = 14, minimum = 0)]
+    sockets: usize,
+    /// Sends on this replica that wait for their commit.
+    #[schema(example = 0, minimum = 0)]
+    sends_waiting: usize,
+    /// The transports that run; `GET /v1/transports` tells more.
+    transports: Vec<String>,
+}
+
+/// Show the gateway's state.
+#[utoipa::path(
+    get,
+    path = "/v1/status",
+    operation_id = "getStatus",
+    tag = "gateway",
+    responses(
+        (status = 200, description = "How the gateway is", body = GatewayStatus, example = json!({
+            "version": "0.1.0",
+            "gateway_id": "aebagbafaydqqcikbmga2dqpcaireeyuculbogazdinryhi6d4qa",
+            "replica": "0b2f6a54-5f0b-4c53-9c7a-4f6b8a1f7d10", "draining": false,
+            "connected_peers": 12, "sockets": 14, "sends_waiting": 0, "transports": ["memory"]
+        })),
+        (status = "4XX", description = "The state cannot be shown", body = Problem, content_type = "application/problem+json"),
+        (status = "5XX", description = "The gateway failed", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(super) async fn status(
+    State(gateway): State<Gateway>,
+    caller: Caller,
+) -> Result<axum::Json<GatewayStatus>, ApiError> {
+    require_anybody(&caller)?;
+    Ok(axum::Json(GatewayStatus {
+        version: env!("CARGO_PKG_VERSION"),
+        gateway_id: gateway.store.identity()?.gateway_id.to_string(),
+        replica: gateway.replica,
+        draining: gateway.draining.is_cancelled(),
+        connected_peers: gateway.subscribers.connected_peers(),
+        sockets: gateway.subscribers.sockets(),
+        sends_waiting: gateway.acceptor.waiting(),
+        transports: gateway.transports.iter().map(|one| one.name().to_owned()).collect(),
+    }))
+}
+
+/// The transports of this gateway.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TransportList {
+    /// Those that run, in the order of `--transports`.
+    transports: Vec<TransportInfo>,
+}
+
+/// One transport: what it can do, and how it does.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TransportInfo {
+    /// Its name, as in `transport_preference`.
+    #[schema(example = "mesh")]
+    name: &'static str,
+    /// Carries a message to one recipient.
+    supports_unicast: bool,
+    /// Carries a message to everybody in reach.
+    supports_broadcast: bool,
+    /// Carries a message to a group.
+    supports_multicast: bool,
+    /// The largest content, in bytes.
+    #[schema(example = 1_048_576)]
+    max_message_size: usize,
+    /// How long a message usually takes, in milliseconds.
+    #[schema(example = 100)]
+    typical_latency_ms: u32,
+    /// How much it usually carries, in Mbit/s.
+    #[schema(example = 100.0)]
+    bandwidth_mbps: f64,
+    /// Works without any network.
+    is_offline_capable: bool,
+    /// Never works without the internet.
+    requires_internet: bool,
+    /// Third parties cannot read what it carries.
+    provides_encryption: bool,
+    /// A key stolen later opens nothing sent before.
+    supports_forward_secrecy: bool,
+    /// The anonymity level that it declares now.
+    #[schema(minimum = 0, maximum = 3)]
+    anonymity_level: u8,
+    /// What it costs the battery: `low`, `medium` or `high`.
+    #[schema(example = "low")]
+    battery_impact: &'static str,
+    /// What it costs in data: `low`, `medium` or `high`.
+    #[schema(example = "medium")]
+    data_cost_impact: &'static str,
+    /// It runs.
+    is_available: bool,
+    /// It reaches somebody.
+    is_connected: bool,
+    /// How well it does, from 0 to 1.
+    #[schema(minimum = 0, maximum = 1)]
+    connection_quality: f64,
+    /// Keeps messages for recipients that are away.
+    supports_store_and_forward: bool,
+    /// Others pass messages on.
+    supports_multi_hop: bool,
+    /// Over how many links at most.
+    #[schema(example = 1)]
+    max_hops: u8,
+    /// Gateways and phones that it reaches now.
+    #[schema(minimum = 0)]
+    reaches: usize,
+    /// Envelopes that it took charge of since it started.
+    #[schema(minimum = 0)]
+    envelopes_sent: u64,
+    /// Envelopes that came over it since it started.
+    #[schema(minimum = 0)]
+    envelopes_received: u64,
+}
+
+impl TransportInfo {
+    fn of(transport: &Arc<dyn Transport>) -> Self {
+        let can = transport.capabilities();
+        let does = transport.status();
+        Self {
+            name: transport.name(),
+            supports_unicast: can.supports_unicast,
+            supports_broadcast: can.supports_broadcast,
+            supports_multicast: can.supports_multicast,
+            max_message_size: can.max_message_size,
+            typical_latency_ms: can.typical_latency_ms,
+            bandwidth_mbps: can.bandwidth_mbps,
+            is_offline_capable: can.is_offline_capable,
+            requires_internet: can.requires_internet,
+            provides_encryption: can.provides_encryption,
+            supports_forward_secrecy: can.supports_forward_secrecy,
+            anonymity_level: can.anonymity_level,
+            battery_impact: can.battery_impact,
+            data_cost_impact: can.data_cost_impact,
+            is_available: does.is_available,
+            is_connected: does.is_connected,
+            connection_quality: does.connection_quality,
+            supports_store_and_forward: can.supports_store_and_forward,
+            supports_multi_hop: can.supports_multi_hop,
+            max_hops: can.max_hops,
+            reaches: transport.reachable().borrow().len(),
+            envelopes_sent: does.envelopes_sent,
+            envelopes_received: does.envelopes_received,
+        }
+    }
+}
+
+/// List the transports that run: what each can do, and how it does now.
+#[utoipa::path(
+    get,
+    path = "/v1/transports",
+    operation_id = "listTransports",
+    tag = "gateway",
+    responses(
+        (status = 200, description = "The transports; recipients of this gateway need none", body = TransportList),
+        (status = "4XX", description = "The transports cannot be shown", body = Problem, content_type = "application/problem+json"),
+        (status = "5XX", description = "The gateway failed", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(super) async fn transports(
+    State(gateway): State<Gateway>,
+    caller: Caller,
+) -> Result<axum::Json<TransportList>, ApiError> {
+    require_anybody(&caller)?;
+    let transports = gateway.transports.iter().map(TransportInfo::of).collect();
+    Ok(axum::Json(TransportList { transports }))
+}
+
+/// Any token will do, a peer's or an operator's; with `--auth open` none is needed.
+fn require_anybody(caller: &Caller) -> Result<(), ApiError> {
+    if caller.is_open() || caller.is_operator() || caller.peer().is_some() {
+        return Ok(());
+    }
+    caller.require().map(drop)
+}
