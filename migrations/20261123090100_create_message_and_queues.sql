@@ -42,6 +42,8 @@ create table message_key (
 
     primary key (message_id, sender)
 );
+-- Serves forgetting; rows stand almost in this order.
+create index message_key_accepted_at on message_key using brin (accepted_at);
 
 -- Owed to peers of this gateway and not yet confirmed by their clients. Narrow: the message itself
 -- is read when it is shown.

@@ -31,6 +31,7 @@ pub mod limits;
 pub mod messages;
 mod observe;
 pub mod peers;
+pub mod socket;
 pub mod submit;
 pub mod status;
 
@@ -45,6 +46,7 @@ fn resources() -> OpenApiRouter<Gateway> {
         .merge(inbox::routes())
         .merge(messages::routes())
         .merge(peers::routes())
+        .merge(socket::routes())
         .merge(status::routes())
 }
 

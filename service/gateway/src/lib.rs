@@ -1,1 +1,25 @@
-//! The Fieldpost gateway process.
+//! The Fieldpost gateway process: REST and WebSocket in front, Postgres behind, transports beside.
+//!
+//! `http` never calls a transport and a transport never reaches the store: they meet in
+//! [`outbox`] and [`inbox`]. Only `http` knows axum, only `store` knows SQL.
+
+pub mod accept;
+pub mod admin;
+pub mod client;
+pub mod clock;
+pub mod config;
+pub mod database;
+pub mod doctor;
+pub mod embedded;
+pub mod gateway;
+pub mod http;
+pub mod presence;
+pub mod readiness;
+pub mod run;
+pub mod secrets;
+pub mod serve;
+pub mod store;
+pub mod subscribers;
+pub mod telemetry;
+
+pub use gateway::{Gateway, Identity, Shared};

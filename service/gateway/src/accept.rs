@@ -1,0 +1,236 @@
+//! Taking messages in: many requests, few commits.
+//!
+//! A request waits for its commit. While one batch commits, the next collects, so under load a
+//! commit carries hundreds of messages and a lone message waits for nobody. Writers are sharded by
+//! sender, which keeps each sender's messages in order.
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    time::Duration,
+};
+
+use fieldpost_delivery::{Accepted, Store as _, Submission, Target};
+use fieldpost_envelope::PeerId;
+use thiserror::Error;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+    time::timeout,
+};
+use tracing::Instrument as _;
+
+use crate::{clock::Clock, store::Store, subscribers::Subscribers};
+
+/// Writers; more of them only make the batches smaller.
+const SHARDS: usize = 2;
+/// Requests that may wait for one writer; beyond, callers are told to come back.
+const WAITING: usize = 4096;
+/// The most messages in one commit.
+const BATCH_MESSAGES: usize = 512;
+/// The most content in one commit, in bytes; a single message may be larger.
+const BATCH_BYTES: usize = 8 << 20;
+/// How long a request waits for its commit.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why a message was not accepted. Nothing of it has been kept, except after
+/// [`TimedOut`](Self::TimedOut): then only sending it again under the same id tells.
+#[derive(Clone, Debug, Error)]
+pub enum AcceptError {
+    /// As many requests wait as may.
+    #[error("{WAITING} requests wait already")]
+    Busy,
+    /// The commit did not come in time.
+    #[error("not committed within {} s", DEADLINE.as_secs())]
+    TimedOut,
+    /// The database is away.
+    #[error("the database cannot be reached")]
+    Away,
+    /// The database refused this message.
+    #[error("the database refused the message: {0}")]
+    Refused(String),
+    /// The gateway is stopping.
+    #[error("the gateway is stopping")]
+    Stopping,
+}
+
+/// Hands messages to the writers.
+#[derive(Clone)]
+pub struct Acceptor {
+    shards: Vec<mpsc::Sender<Request>>,
+}
+
+struct Request {
+    submission: Submission,
+    answer: oneshot::Sender<Result<Accepted, AcceptError>>,
+    span: tracing::Span,
+}
+
+/// The writers' ends of the queues; see [`run`].
+pub struct Writers(Vec<mpsc::Receiver<Request>>);
+
+/// The queues between requests and writers.
+pub fn queues() -> (Acceptor, Writers) {
+    let (senders, receivers) = (0..SHARDS).map(|_| mpsc::channel(WAITING)).unzip();
+    (Acceptor { shards: senders }, Writers(receivers))
+}
+
+impl Acceptor {
+    /// Stores one message and returns once it is durable.
+    ///
+    /// If the future is dropped, the message may or may not be accepted.
+    ///
+    /// # Errors
+    ///
+    /// See [`AcceptError`].
+    pub async fn accept(&self, submission: Submission) -> Result<Accepted, AcceptError> {
+        let mut hasher = DefaultHasher::new();
+        submission.message.sender.hash(&mut hasher);
+        let shard = &self.shards[hasher.finish() as usize % self.shards.len()];
+        let (answer, answered) = oneshot::channel();
+        let request = Request { submission, answer, span: tracing::Span::current() };
+        shard.try_send(request).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => AcceptError::Busy,
+            mpsc::error::TrySendError::Closed(_) => AcceptError::Stopping,
+        })?;
+        match timeout(DEADLINE, answered).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(AcceptError::Stopping),
+            Err(_) => Err(AcceptError::TimedOut),
+        }
+    }
+
+    /// How many requests wait.
+    pub fn waiting(&self) -> usize {
+        self.shards.iter().map(|shard| shard.max_capacity() - shard.capacity()).sum()
+    }
+}
+
+/// Drives the writers until every [`Acceptor`] is gone and the queues are empty.
+pub async fn run(
+    writers: Writers,
+    store: Store,
+    clock: Clock,
+    subscribers: Subscribers,
+    wake_outbox: std::sync::Arc<tokio::sync::Notify>,
+) {
+    let mut tasks = JoinSet::new();
+    for queue in writers.0 {
+        let writer = Writer {
+            store: store.clone(),
+            clock: clock.clone(),
+            subscribers: subscribers.clone(),
+            wake_outbox: wake_outbox.clone(),
+        };
+        tasks.spawn(writer.run(queue));
+    }
+    while tasks.join_next().await.is_some() {}
+}
+
+struct Writer {
+    store: Store,
+    clock: Clock,
+    subscribers: Subscribers,
+    wake_outbox: std::sync::Arc<tokio::sync::Notify>,
+}
+
+impl Writer {
+    async fn run(self, mut queue: mpsc::Receiver<Request>) {
+        let mut waiting = Vec::with_capacity(BATCH_MESSAGES);
+        while !waiting.is_empty() || queue.recv_many(&mut waiting, BATCH_MESSAGES).await > 0 {
+            // Whoever gave up waiting was told so; what it sent must not be accepted later.
+            waiting.retain(|request: &Request| !request.answer.is_closed());
+            let mut bytes = 0;
+            let taken = waiting
+                .iter()
+                .take_while(|request| {
+                    let fits = bytes == 0 || bytes + request.size() <= BATCH_BYTES;
+                    bytes += request.size();
+                    fits
+                })
+                .count();
+            let batch: Vec<Request> = waiting.drain(..taken).collect();
+            if !batch.is_empty() {
+                self.write(batch).await;
+            }
+        }
+    }
+
+    async fn write(&self, batch: Vec<Request>) {
+        metrics::histogram!("fieldpost_accept_batch_messages").record(batch.len() as f64);
+        let span = tracing::debug_span!("accept.commit", batch.messages = batch.len());
+        for request in &batch {
+            span.follows_from(&request.span);
+        }
+        let (submissions, answers): (Vec<_>, Vec<_>) =
+            batch.into_iter().map(|request| (request.submission, request.answer)).unzip();
+        let committed =
+            self.store.accept(self.clock.now(), &submissions).instrument(span.clone()).await;
+        match committed {
+            Ok(accepted) => {
+                self.announce(&submissions, &accepted);
+                for (answer, accepted) in answers.into_iter().zip(accepted) {
+                    let _ = answer.send(Ok(accepted));
+                }
+            }
+            Err(error) if submissions.len() > 1 && is_refusal(&error) => {
+                // One bad row fails all: each gets its own try, so that only the bad one is refused.
+                for (submission, answer) in submissions.into_iter().zip(answers) {
+                    let submission = [submission];
+                    let outcome = self.store.accept(self.clock.now(), &submission).await;
+                    if let Ok(accepted) = &outcome {
+                        self.announce(&submission, accepted);
+                    }
+                    let _ = answer.send(match outcome {
+                        Ok(accepted) => accepted.into_iter().next().ok_or(AcceptError::Away),
+                        Err(error) => Err(failure(&error)),
+                    });
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, batch.messages = submissions.len(), "batch not committed");
+                let failure = failure(&error);
+                for answer in answers {
+                    let _ = answer.send(Err(failure.clone()));
+                }
+            }
+        }
+    }
+
+    /// Wakes whoever waits for what has just become visible.
+    fn announce(&self, submissions: &[Submission], accepted: &[Accepted]) {
+        let fresh = || {
+            submissions
+                .iter()
+                .zip(accepted)
+                .filter(|(_, accepted)| matches!(accepted, Accepted::New { .. }))
+                .flat_map(|(submission, _)| &submission.deliveries)
+        };
+        let recipients = fresh().filter_map(|target| match target {
+            Target::Local(peer) => Some(peer),
+            Target::Remote(_) | Target::Broadcast(_) => None,
+        });
+        self.subscribers.wake(recipients.collect::<Vec<&PeerId>>());
+        if fresh().any(|target| !matches!(target, Target::Local(_))) {
+            self.wake_outbox.notify_one();
+        }
+    }
+}
+
+impl Request {
+    fn size(&self) -> usize {
+        self.submission.message.content.bytes.len()
+    }
+}
+
+/// Whether the database answered that a row cannot be: trying the rows apart tells which.
+fn is_refusal(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
+}
+
+fn failure(error: &sqlx::Error) -> AcceptError {
+    match error.as_database_error() {
+        Some(database) if is_refusal(error) => AcceptError::Refused(database.message().to_owned()),
+        _ => AcceptError::Away,
+    }
+}

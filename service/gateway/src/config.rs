@@ -1,0 +1,257 @@
+//! What an operator can set: one structure, from flags or environment, read once.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, ValueEnum};
+use secrecy::SecretString;
+
+/// Options of `fieldpost serve`, by flag or environment.
+#[derive(Args, Clone, Debug)]
+pub struct Config {
+    /// Where clients reach the API.
+    #[arg(long, env = "FIELDPOST_LISTEN", default_value = "127.0.0.1:8000")]
+    pub listen: SocketAddr,
+
+    /// Where probes and metrics are served; keep it off the internet.
+    #[arg(long, env = "FIELDPOST_ADMIN_LISTEN", default_value = "127.0.0.1:9090")]
+    pub admin_listen: SocketAddr,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its own definition, which clap shows")]
+    pub database: DatabaseConfig,
+
+    /// Who a caller is: whom its token names, or (`open`, for one machine) whom it says it is.
+    #[arg(long, env = "FIELDPOST_AUTH", value_enum, default_value = "token")]
+    pub auth: Auth,
+
+    /// Who may register: anybody, holders of an invite, or nobody. Default: `open` when listening
+    /// on loopback, else `invite`.
+    #[arg(long, env = "FIELDPOST_REGISTRATION", value_enum)]
+    pub registration: Option<Registration>,
+
+    /// The transports to use, of those that this build has. `memory` is for tests alone.
+    #[arg(long, env = "FIELDPOST_TRANSPORTS", value_delimiter = ',')]
+    pub transports: Vec<String>,
+
+    /// The order of choice where nothing else decides.
+    #[arg(
+        long,
+        env = "FIELDPOST_TRANSPORT_PRIORITY",
+        value_delimiter = ',',
+        default_value = "htx,ble,mesh"
+    )]
+    pub transport_priority: Vec<String>,
+
+    /// Whether a failed attempt moves on to the next transport.
+    #[arg(long, env = "FIELDPOST_FAILOVER", value_enum, default_value = "on")]
+    pub failover: Switch,
+
+    /// How long a transport may be silent before the next is tried.
+    #[arg(long, env = "FIELDPOST_FAILOVER_TIMEOUT", value_parser = duration, default_value = "10s")]
+    pub failover_timeout: Duration,
+
+    /// How long a message from elsewhere waits for a missing predecessor.
+    #[arg(long, env = "FIELDPOST_ORDER_WAIT", value_parser = duration, default_value = "120s")]
+    pub order_wait: Duration,
+
+    /// How long messages are kept after they were accepted.
+    #[arg(long, env = "FIELDPOST_RETENTION", value_parser = duration, default_value = "30d")]
+    pub retention: Duration,
+
+    /// The share of a recipient's storage that one sender may fill, such as `10%`.
+    #[arg(long, env = "FIELDPOST_SENDER_SHARE", value_parser = share, default_value = "10%")]
+    pub sender_share: f64,
+
+    /// How a replica wakes the others: `local`, `postgres` or `nats://…` (not built yet). Default:
+    /// `local` with the embedded database, else `postgres`.
+    #[arg(long, env = "FIELDPOST_BUS")]
+    pub bus: Option<String>,
+
+    /// A certificate chain in PEM; with `--tls-key` the API is served over TLS.
+    #[arg(long, env = "FIELDPOST_TLS_CERT", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The certificate's private key in PEM.
+    #[arg(long, env = "FIELDPOST_TLS_KEY", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Addresses or networks whose `X-Forwarded-For` is believed.
+    #[arg(long, env = "FIELDPOST_TRUSTED_PROXIES", value_delimiter = ',')]
+    pub trusted_proxies: Vec<String>,
+
+    /// Origins whose pages may call the API, such as `https://chat.example`.
+    #[arg(long, env = "FIELDPOST_CORS_ORIGINS", value_delimiter = ',')]
+    pub cors_origins: Vec<String>,
+
+    /// Where traces are sent over OTLP/HTTP, such as `http://127.0.0.1:4318`.
+    #[arg(long, env = "FIELDPOST_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+
+    /// Folder for secrets that must not outlive a reboot; use a tmpfs.
+    #[arg(long, env = "FIELDPOST_SECRETS_DIR")]
+    pub secrets_dir: Option<PathBuf>,
+
+    /// Requests a second that one caller may make; bursts of twice as many pass.
+    #[arg(long, env = "FIELDPOST_RATE_LIMIT", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(200..))]
+    pub rate_limit: u32,
+
+    /// Registrations a second from one address; bursts of twice as many pass.
+    #[arg(long, env = "FIELDPOST_REGISTRATION_RATE_LIMIT", default_value_t = 500, value_parser = clap::value_parser!(u32).range(20..))]
+    pub registration_rate_limit: u32,
+
+    /// How long a stopping gateway may take to let its sockets go.
+    #[arg(long, env = "FIELDPOST_DRAIN", value_parser = duration, default_value = "10s")]
+    pub drain: Duration,
+}
+
+/// Where the database is and what opens the secrets in it; shared by all administrative commands.
+#[derive(Args, Clone, Debug)]
+pub struct DatabaseConfig {
+    /// A Postgres of your own, such as `postgres://user@host/fieldpost`. Default: an embedded one
+    /// in the data folder.
+    #[arg(long, env = "FIELDPOST_DATABASE_URL")]
+    pub database_url: Option<SecretString>,
+
+    /// Where the embedded database lives. Default: the user's data folder, for root
+    /// `/var/lib/fieldpost`.
+    #[arg(long, env = "FIELDPOST_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+
+    /// A file with the master key, 64 hex digits, accessible to its owner alone.
+    #[arg(long, env = "FIELDPOST_MASTER_KEY_FILE")]
+    pub master_key_file: Option<PathBuf>,
+
+    /// The master key itself; environment only, so that it shows in no process list.
+    #[arg(skip)]
+    pub master_key: Option<SecretString>,
+}
+
+/// Who a caller is taken for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Auth {
+    /// Whom the bearer token names.
+    Token,
+    /// Whom the request names; loopback only.
+    Open,
+}
+
+/// Who may register a peer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Registration {
+    /// Anybody who reaches the listener.
+    Open,
+    /// Holders of an invite.
+    Invite,
+    /// Nobody; operators still may.
+    Closed,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Switch {
+    /// On.
+    On,
+    /// Off.
+    Off,
+}
+
+impl Config {
+    /// The rule for registrations, given or by default.
+    pub fn registration(&self) -> Registration {
+        self.registration.unwrap_or(if self.listen.ip().is_loopback() {
+            Registration::Open
+        } else {
+            Registration::Invite
+        })
+    }
+
+    /// What clap cannot check: combinations that are unsafe or not built.
+    ///
+    /// # Errors
+    ///
+    /// Says which option is wrong and what would be right.
+    pub fn validate(&self) -> Result<(), String> {
+        if self.auth == Auth::Open && !self.listen.ip().is_loopback() {
+            return Err(format!(
+                "--auth open believes whatever a caller says of itself, so it accepts only a \
+                 loopback listener; --listen is {}: use --auth token, or --listen 127.0.0.1:{}",
+                self.listen,
+                self.listen.port()
+            ));
+        }
+        match self.bus.as_deref() {
+            None | Some("local" | "postgres") => {}
+            Some(other) if other.starts_with("nats://") => {
+                return Err("--bus nats://… is not built yet: use --bus postgres".to_owned());
+            }
+            Some(other) => {
+                return Err(format!("--bus {other} is unknown: use local or postgres"));
+            }
+        }
+        if let Some(name) = self.transports.iter().find(|name| *name != "memory") {
+            return Err(match name.as_str() {
+                "ble" | "htx" | "mesh" => {
+                    format!("--transports {name}: this build does not have that transport yet")
+                }
+                _ => format!("--transports {name} is unknown: the names are ble, htx and mesh"),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Parses `250ms`, `10s`, `5m`, `2h`, `30d`; a bare number is seconds.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("{text:?} is not a duration: write for example 10s, 5m, 2h or 30d"))?;
+    let seconds = |factor: u64| number.checked_mul(factor).map(Duration::from_secs);
+    match unit {
+        "ms" => Some(Duration::from_millis(number)),
+        "" | "s" => seconds(1),
+        "m" => seconds(60),
+        "h" => seconds(3600),
+        "d" => seconds(86_400),
+        _ => None,
+    }
+    .filter(|duration| *duration <= Duration::from_secs(366 * 86_400))
+    .ok_or_else(|| {
+        format!("{text:?} is not a duration up to a year: write for example 10s, 5m, 2h or 30d")
+    })
+}
+
+/// Parses `10%` or `0.1`.
+fn share(text: &str) -> Result<f64, String> {
+    let value = match text.strip_suffix('%') {
+        Some(percent) => percent.trim().parse::<f64>().map(|percent| percent / 100.0),
+        None => text.parse::<f64>(),
+    };
+    match value {
+        Ok(value) if value > 0.0 && value <= 1.0 => Ok(value),
+        _ => Err(format!(
+            "{text:?} is not a share: write for example 10% (more than 0, at most 100%)"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_and_shares_say_what_would_be_right() {
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("10"), Ok(Duration::from_secs(10)));
+        assert_eq!(duration("30d"), Ok(Duration::from_secs(30 * 86_400)));
+        for bad in ["", "s", "-1s", "1w", "99999999999999999999s", "400d"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+        assert_eq!(share("10%"), Ok(0.1));
+        assert_eq!(share("1"), Ok(1.0));
+        for bad in ["0", "101%", "NaN", "ten"] {
+            assert!(share(bad).is_err(), "{bad}");
+        }
+    }
+}

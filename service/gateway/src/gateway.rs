@@ -1,0 +1,78 @@
+//! What every part of the running gateway shares.
+
+use std::{ops::Deref, sync::Arc};
+
+use ed25519_dalek::SigningKey;
+use fieldpost_envelope::GatewayId;
+use fieldpost_transport::Transport;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    accept::Acceptor,
+    clock::Clock,
+    config::Config,
+    http::limits::Limits,
+    readiness::Readiness,
+    store::{Quotas, Store},
+    subscribers::Subscribers,
+};
+
+/// A handle on the running gateway; cheap to clone.
+#[derive(Clone)]
+pub struct Gateway(Arc<Shared>);
+
+/// What the handle leads to.
+pub struct Shared {
+    /// The operator's settings.
+    pub config: Config,
+    /// The database's time.
+    pub clock: Clock,
+    /// Everything that lasts.
+    pub store: Store,
+    /// Takes messages in, many to a commit.
+    pub acceptor: Acceptor,
+    /// Who waits for messages, receipts and presence on this replica.
+    pub subscribers: Subscribers,
+    /// How much callers may ask.
+    pub limits: Limits,
+    /// How much may wait for one recipient.
+    pub quotas: Quotas,
+    /// Told when something new is owed elsewhere.
+    pub wake_outbox: Arc<Notify>,
+    /// The ways to other gateways.
+    pub transports: Vec<Arc<dyn Transport>>,
+    /// This process among the replicas of the deployment.
+    pub replica: Uuid,
+    /// Whether the gateway can do its work now.
+    pub readiness: Readiness,
+    /// Cancelled when the gateway begins to drain.
+    pub draining: CancellationToken,
+}
+
+/// Who the deployment is: its id and the key that proves it.
+#[derive(Clone)]
+pub struct Identity {
+    /// The public half.
+    pub gateway_id: GatewayId,
+    /// Signs envelopes and receipts.
+    pub signing_key: SigningKey,
+    /// Part of every inbox cursor.
+    pub epoch: Uuid,
+}
+
+impl Gateway {
+    /// Puts the parts together.
+    pub fn new(shared: Shared) -> Self {
+        Self(Arc::new(shared))
+    }
+}
+
+impl Deref for Gateway {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}

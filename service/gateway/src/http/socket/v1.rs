@@ -1,0 +1,123 @@
+//! The frames of `/v1/ws`.
+
+use fieldpost_delivery::{InboxEntry, Settled};
+use fieldpost_envelope::PeerId;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{Asked, Malformed};
+use crate::{
+    http::{
+        error::ApiError,
+        inbox::{Confirmation, InboxMessage},
+        messages::{DeliveryState, MessageAccepted, SendMessage},
+        submit::Submitted,
+    },
+    subscribers::Event,
+};
+
+/// Reads a client's frame.
+pub(super) fn parse(text: &str, peer: &PeerId) -> Result<Asked, Malformed> {
+    let frame: Value = serde_json::from_str(text).map_err(|error| Malformed {
+        reference: None,
+        error: ApiError::bad_request(format!("the frame is no JSON: {error}")),
+    })?;
+    let reference =
+        frame.get("ref").cloned().filter(|reference| reference.to_string().len() <= 256);
+    let malformed = |error| Malformed { reference: reference.clone(), error };
+    let kind = frame.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
+    match kind.as_str() {
+        "send" => {
+            let request: SendMessage = read(frame).map_err(malformed)?;
+            let draft = request.sender().and_then(|sender| match sender {
+                Some(sender) if sender != *peer => Err(ApiError::forbidden(format!(
+                    "from: this socket is {peer}'s, not {sender}'s"
+                ))),
+                _ => request.into_draft().map(Box::new),
+            });
+            Ok(Asked::Send { reference, draft })
+        }
+        "ack" | "read" => {
+            let request: Confirmation = read(frame).map_err(malformed)?;
+            let (what, read) = request.parse().map_err(malformed)?;
+            Ok(Asked::Confirm { what, read: read || kind == "read", reference })
+        }
+        "ping" => Ok(Asked::Ping { reference }),
+        _ => Err(malformed(ApiError::invalid("type", "type: expected send, ack, read or ping"))),
+    }
+}
+
+fn read<T: for<'de> Deserialize<'de>>(frame: Value) -> Result<T, ApiError> {
+    serde_json::from_value(frame).map_err(|error| ApiError::invalid("frame", error.to_string()))
+}
+
+#[derive(Serialize)]
+struct Tagged<T> {
+    r#type: &'static str,
+    #[serde(flatten)]
+    body: T,
+}
+
+pub(super) fn message(entry: InboxEntry) -> String {
+    text(&Tagged { r#type: "message", body: InboxMessage::from(entry) })
+}
+
+pub(super) fn accepted(reference: Option<&Value>, submitted: Submitted) -> String {
+    #[derive(Serialize)]
+    struct Answer<'a> {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        r#ref: Option<&'a Value>,
+        #[serde(flatten)]
+        accepted: MessageAccepted,
+    }
+    let body = Answer { r#ref: reference, accepted: submitted.into() };
+    text(&Tagged { r#type: "accepted", body })
+}
+
+pub(super) fn error(reference: Option<&Value>, error: &ApiError) -> String {
+    let mut frame = json!({
+        "type": "error", "status": error.status().as_u16(), "detail": error.detail(),
+    });
+    if let Some(reference) = reference {
+        frame["ref"] = reference.clone();
+    }
+    if let Some(seconds) = error.retry_after_seconds() {
+        frame["retry_after"] = seconds.into();
+    }
+    frame.to_string()
+}
+
+pub(super) fn pong(reference: Option<&Value>) -> String {
+    match reference {
+        Some(reference) => json!({"type": "pong", "ref": reference}).to_string(),
+        None => json!({"type": "pong"}).to_string(),
+    }
+}
+
+/// The frame for an event, if clients are told of it.
+pub(super) fn event(event: &Event) -> Option<String> {
+    match event {
+        Event::Receipt(Settled { id, recipient, status, at, reason, .. }) => {
+            let mut frame = json!({
+                "type": "receipt", "message_id": id.0, "recipient": recipient,
+                "status": DeliveryState::from(*status), "at": at,
+            });
+            if let Some(reason) = reason {
+                frame["reason"] = reason.as_str().into();
+            }
+            Some(frame.to_string())
+        }
+        Event::Presence { peer, online } => {
+            Some(json!({"type": "presence", "peer": peer.as_str(), "online": online}).to_string())
+        }
+        Event::Revoked => None,
+    }
+}
+
+fn text(frame: &impl Serialize) -> String {
+    serde_json::to_string(frame).unwrap_or_else(|error| {
+        // Frames are made of strings, numbers and times, which all have a form in JSON.
+        tracing::error!(%error, "a frame has no JSON form");
+        json!({"type": "error", "status": 500, "detail": "the gateway failed"}).to_string()
+    })
+}

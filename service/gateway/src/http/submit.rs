@@ -1,0 +1,386 @@
+//! The one way a message enters the gateway, whatever the surface.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use fieldpost_delivery::{Accepted, Content, MAX_RECIPIENTS, Message, Submission, Target, Wishes};
+use fieldpost_envelope::{
+    AnonymityLevel, GroupId, MessageId, MessageStatus, PeerAddress, PeerId, Priority, Recipient,
+};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::{
+    Gateway,
+    accept::AcceptError,
+    http::error::ApiError,
+    store::{FanOut, GroupTraffic, quota::Full},
+};
+
+/// The longest time to live, in seconds: 30 days.
+pub const LONGEST_TTL: i64 = 30 * 86_400;
+/// The longest time to live of a broadcast, in seconds.
+pub const LONGEST_BROADCAST_TTL: i64 = 3600;
+/// The most files that one message may carry.
+pub const MAX_FILES: usize = 16;
+
+/// What a caller wants sent, checked field by field.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// The client's name for it.
+    pub id: Option<MessageId>,
+    /// Whom it is for.
+    pub to: Recipient,
+    /// The body.
+    pub content: Content,
+    /// Seconds until it is no longer worth delivering; within the bounds for `to`.
+    pub ttl: i64,
+    /// How urgent it is.
+    pub priority: Priority,
+    /// The lowest anonymity level that may carry it.
+    pub min_anonymity: AnonymityLevel,
+    /// How it wants to travel.
+    pub wishes: Wishes,
+    /// Whether a recipient that nobody knows is waited for.
+    pub allow_unknown: bool,
+    /// Whether a group that nobody has made is made by this.
+    pub make_group: bool,
+}
+
+/// How a draft was taken.
+#[derive(Clone, Debug)]
+pub struct Submitted {
+    /// Its name.
+    pub id: MessageId,
+    /// Where it stands.
+    pub status: MessageStatus,
+    /// When it was accepted.
+    pub accepted_at: DateTime<Utc>,
+    /// When it ceases to be worth delivering.
+    pub expires_at: DateTime<Utc>,
+    /// Whether the same had been accepted before.
+    pub repeated: bool,
+}
+
+/// Checks a time to live against the bounds for its recipient.
+///
+/// # Errors
+///
+/// 422 outside of them.
+pub fn check_ttl(ttl: i64, to: &Recipient) -> Result<i64, ApiError> {
+    let longest = match to {
+        Recipient::Broadcast => LONGEST_BROADCAST_TTL,
+        Recipient::Peer(_) | Recipient::Group { .. } => LONGEST_TTL,
+    };
+    if (1..=longest).contains(&ttl) {
+        Ok(ttl)
+    } else {
+        Err(ApiError::invalid("body.ttl", format!("ttl: {ttl} is not in 1 to {longest} seconds")))
+    }
+}
+
+/// Accepts a message of `sender` and returns once it is durable.
+///
+/// # Errors
+///
+/// 404 and 403 for recipients that are not there or not the sender's, 409 for an id that names
+/// another message, 422 for what can never be carried, 429 and 507 over quota, 503 when the gateway
+/// cannot take it now.
+pub async fn submit(
+    gateway: &Gateway,
+    sender: &PeerId,
+    draft: Draft,
+) -> Result<Submitted, ApiError> {
+    if !gateway.store.peer_exists(sender).await? {
+        return Err(ApiError::not_found(format!("{sender} is not a peer of this gateway")));
+    }
+    check_wishes(gateway, &draft.wishes)?;
+    if !draft.content.file_ids.is_empty()
+        && let Some(file) =
+            gateway.store.first_not_attachable(&draft.content.file_ids, sender).await?
+    {
+        return Err(ApiError::invalid(
+            "body.file_ids",
+            format!("file_ids: {file} is no finished file that {sender} uploaded or was sent"),
+        ));
+    }
+    let to = without_own_gateway(gateway, draft.to.clone())?;
+    let deliveries = resolve(gateway, sender, &draft, &to).await?;
+    let submission = submission(gateway, sender, draft, to, deliveries);
+    take(gateway, sender, submission).await
+}
+
+/// Reserves room, accepts, and counts.
+async fn take(
+    gateway: &Gateway,
+    sender: &PeerId,
+    submission: Submission,
+) -> Result<Submitted, ApiError> {
+    let (id, expires_at) = (submission.message.id, submission.message.expires_at);
+    let group = match &submission.message.to {
+        Recipient::Group { id, home: None } => Some(id.clone()),
+        _ => None,
+    };
+    let locals: Vec<PeerId> = submission.deliveries.iter().filter_map(local).cloned().collect();
+    let names: Vec<String> = submission.deliveries.iter().map(Target::recipient).collect();
+    let size = submission.message.content.bytes.len() as u64;
+    let name = sender.as_str();
+    gateway
+        .quotas
+        .reserve(&names, name, size)
+        .await?
+        .map_err(|full: Full| ApiError::storage_full(full.to_string()))?;
+    let give_back = || {
+        names.iter().for_each(|recipient| gateway.quotas.release(recipient, name, 1, size));
+    };
+    match gateway.acceptor.accept(submission).await {
+        Ok(Accepted::New { accepted_at }) => {
+            gateway.store.count_sent(sender);
+            locals.iter().for_each(|peer| gateway.store.count_received(peer));
+            if let Some(group) = group {
+                count_group_message(gateway, group, sender, accepted_at).await;
+            }
+            let status = match names.is_empty() {
+                // A broadcast that nobody was there for has ended.
+                true => MessageStatus::Sent,
+                false => MessageStatus::Pending,
+            };
+            Ok(Submitted { id, status, accepted_at, expires_at, repeated: false })
+        }
+        Ok(Accepted::Same { accepted_at, expires_at, status }) => {
+            give_back();
+            Ok(Submitted { id, status, accepted_at, expires_at, repeated: true })
+        }
+        Ok(Accepted::Conflict) => {
+            give_back();
+            Err(ApiError::conflict(format!(
+                "message_id {id} names another message of {sender}: choose a new id"
+            )))
+        }
+        Err(error) => {
+            give_back();
+            Err(refusal(&error))
+        }
+    }
+}
+
+fn local(target: &Target) -> Option<&PeerId> {
+    match target {
+        Target::Local(peer) => Some(peer),
+        Target::Remote(_) | Target::Broadcast(_) => None,
+    }
+}
+
+/// A counter that lags is better than a message that is refused for it.
+async fn count_group_message(
+    gateway: &Gateway,
+    group: GroupId,
+    sender: &PeerId,
+    last_at: DateTime<Utc>,
+) {
+    let traffic = GroupTraffic { group, sender: sender.clone(), messages: 1, last_at };
+    if let Err(error) = gateway.store.record_group_messages(&[traffic]).await {
+        tracing::warn!(%error, "group's counters not moved");
+    }
+}
+
+fn refusal(error: &AcceptError) -> ApiError {
+    match error {
+        AcceptError::Busy => {
+            ApiError::unavailable(format!("{error}; nothing was accepted, try again"))
+                .retry_after(1)
+        }
+        AcceptError::TimedOut => ApiError::unavailable(format!(
+            "{error}; send it again under the same message_id to be sure that it is accepted once"
+        )),
+        AcceptError::Away | AcceptError::Stopping => {
+            ApiError::unavailable(format!("{error}; nothing was accepted, try again"))
+        }
+        AcceptError::Refused(reason) => {
+            tracing::error!(%reason, "the database refused a message that had passed all checks");
+            ApiError::new(
+                axum::http::StatusCode::INTERNAL_SERVER_ERROR,
+                "the gateway failed; its log says why",
+            )
+        }
+    }
+}
+
+/// A transport that this gateway does not run can never carry anything.
+fn check_wishes(gateway: &Gateway, wishes: &Wishes) -> Result<(), ApiError> {
+    let running = || gateway.transports.iter().map(|transport| transport.name());
+    if let Some(required) = &wishes.required
+        && required != "local"
+        && !running().any(|name| name == required)
+    {
+        let names: Vec<&str> = std::iter::once("local").chain(running()).collect();
+        return Err(ApiError::invalid(
+            "body.transport_required",
+            format!("transport_required: this gateway runs {}", names.join(", ")),
+        ));
+    }
+    Ok(())
+}
+
+/// Names of this gateway's own peers and groups lose their `@gateway`.
+fn without_own_gateway(gateway: &Gateway, to: Recipient) -> Result<Recipient, ApiError> {
+    let own = gateway.store.identity()?.gateway_id;
+    Ok(match to {
+        Recipient::Peer(address) => Recipient::Peer(address.seen_from(own)),
+        Recipient::Group { id, home } => {
+            Recipient::Group { id, home: home.filter(|home| *home != own) }
+        }
+        Recipient::Broadcast => Recipient::Broadcast,
+    })
+}
+
+async fn resolve(
+    gateway: &Gateway,
+    sender: &PeerId,
+    draft: &Draft,
+    to: &Recipient,
+) -> Result<Vec<Target>, ApiError> {
+    match to {
+        Recipient::Peer(address) => Ok(vec![resolve_peer(gateway, draft, address).await?]),
+        Recipient::Group { home: Some(_), .. } => {
+            Err(ApiError::invalid("body.to", "to: groups of other gateways cannot be reached yet"))
+        }
+        Recipient::Group { id, home: None } => resolve_group(gateway, sender, draft, id).await,
+        Recipient::Broadcast => {
+            gateway.limits.check_broadcast(sender)?;
+            let limit = MAX_RECIPIENTS - gateway.transports.len();
+            let listeners = gateway.store.broadcast_listeners(sender, limit).await?;
+            let heard = gateway
+                .transports
+                .iter()
+                .filter(|transport| {
+                    let can = transport.capabilities();
+                    can.supports_broadcast
+                        && can.anonymity_level >= draft.min_anonymity.get()
+                        && can.max_message_size >= draft.content.bytes.len()
+                })
+                .map(|transport| Target::Broadcast(transport.name().to_owned()));
+            Ok(listeners.into_iter().map(Target::Local).chain(heard).collect())
+        }
+    }
+}
+
+async fn resolve_peer(
+    gateway: &Gateway,
+    draft: &Draft,
+    address: &PeerAddress,
+) -> Result<Target, ApiError> {
+    let elsewhere = address.gateway.is_some() || address.peer.is_phone();
+    if !elsewhere {
+        if draft.wishes.required.as_deref().is_some_and(|required| required != "local") {
+            return Err(ApiError::invalid(
+                "body.transport_required",
+                format!(
+                    "transport_required: {} is a peer of this gateway: use local",
+                    address.peer
+                ),
+            ));
+        }
+        return match draft.allow_unknown || gateway.store.peer_exists(&address.peer).await? {
+            true => Ok(Target::Local(address.peer.clone())),
+            false => Err(ApiError::not_found(format!(
+                "no peer {} is known; to wait for it, send with allow_unknown",
+                address.peer
+            ))),
+        };
+    }
+    let size = draft.content.bytes.len();
+    let can_carry = gateway.transports.iter().any(|transport| {
+        transport.capabilities().supports_unicast
+            && transport.capabilities().max_message_size >= size
+    });
+    if can_carry && draft.wishes.required.as_deref() != Some("local") {
+        Ok(Target::Remote(address.clone()))
+    } else {
+        Err(ApiError::invalid(
+            "body.to",
+            format!("to: no transport of this gateway can ever carry {size} bytes to {address}"),
+        ))
+    }
+}
+
+async fn resolve_group(
+    gateway: &Gateway,
+    sender: &PeerId,
+    draft: &Draft,
+    id: &GroupId,
+) -> Result<Vec<Target>, ApiError> {
+    let mut fan_out = gateway.store.group_fan_out(id, sender).await?;
+    if fan_out == FanOut::Unknown && draft.make_group {
+        gateway
+            .store
+            .create_group_for(id, sender)
+            .await?
+            .map_err(|refusal| ApiError::conflict(refusal.to_string()))?;
+        fan_out = gateway.store.group_fan_out(id, sender).await?;
+    }
+    match fan_out {
+        FanOut::Unknown => Err(ApiError::not_found(format!("there is no group {id}"))),
+        FanOut::NotMember => {
+            Err(ApiError::forbidden(format!("{sender} is not a member of group {id}")))
+        }
+        FanOut::Members(members) => Ok(members.into_iter().map(Target::Local).collect()),
+    }
+}
+
+fn submission(
+    gateway: &Gateway,
+    sender: &PeerId,
+    draft: Draft,
+    to: Recipient,
+    deliveries: Vec<Target>,
+) -> Submission {
+    let fingerprint = fingerprint(&draft, &to);
+    let expires_at = gateway.clock.now() + TimeDelta::seconds(draft.ttl);
+    Submission {
+        message: Message {
+            id: draft.id.unwrap_or_else(|| MessageId(Uuid::now_v7())),
+            sender: PeerAddress::local(sender.clone()),
+            to,
+            content: draft.content,
+            expires_at,
+            priority: draft.priority,
+            min_anonymity: draft.min_anonymity,
+            wishes: draft.wishes,
+        },
+        fingerprint,
+        deliveries,
+    }
+}
+
+/// What two requests under one id must share to be the same.
+fn fingerprint(draft: &Draft, to: &Recipient) -> [u8; 32] {
+    let Draft { content, ttl, priority, min_anonymity, wishes, .. } = draft;
+    let mut hash = Sha256::new();
+    let mut part = |bytes: &[u8]| {
+        hash.update((bytes.len() as u64).to_be_bytes());
+        hash.update(bytes);
+    };
+    part(to.to_string().as_bytes());
+    part(&content.bytes);
+    part(&[u8::from(content.is_text), min_anonymity.get(), u8::from(wishes.parallel)]);
+    part(&ttl.to_be_bytes());
+    part(priority.as_str().as_bytes());
+    let options = [
+        &content.content_type,
+        &content.message_type,
+        &content.metadata,
+        &wishes.preference,
+        &wishes.required,
+    ];
+    for option in options {
+        part(&[u8::from(option.is_some())]);
+        part(option.as_deref().unwrap_or_default().as_bytes());
+    }
+    for file in &content.file_ids {
+        part(file.as_bytes());
+    }
+    for (name, value) in &content.labels {
+        part(name.as_bytes());
+        part(value.as_bytes());
+    }
+    hash.finalize().into()
+}

@@ -1,0 +1,76 @@
+//! Postgres: the only place with SQL. One function for each thing the gateway does.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, OnceLock},
+};
+
+use chrono::{DateTime, NaiveDate, Utc};
+use sqlx::PgPool;
+use tokio::sync::RwLock;
+
+use crate::{
+    Identity,
+    clock::Clock,
+    secrets::{DataKey, MasterKey},
+    store::contacts::Contacts,
+};
+
+mod access;
+mod contacts;
+mod content;
+mod delivery;
+pub mod identity;
+mod inbox;
+mod messages;
+mod outbox;
+mod partitions;
+pub mod files;
+pub mod groups;
+mod peers;
+mod presence;
+pub mod quota;
+pub mod schema;
+mod words;
+
+pub use groups::{FanOut, GroupTraffic};
+pub use access::{MAX_INVITES, MAX_TICKETS, NONCE_LIFETIME, Renewed, TICKET_LIFETIME, TokenHolder};
+pub use peers::{
+    Admission, MAX_LISTED, NewPeer, Peer, PeerDefaults, PeerSettings, PeerStats, Registered, ShownTo,
+};
+pub use presence::{LEASE, Presence};
+pub use quota::{Full, Quotas};
+pub use messages::{Page, conversation, status_of};
+
+/// What the gateway keeps, in Postgres.
+///
+/// Cheap to clone. It can exist before the database can be reached: every method then fails with
+/// an error that the API answers with 503.
+#[derive(Clone)]
+pub struct Store {
+    pool: PgPool,
+    clock: Clock,
+    master_key: Arc<MasterKey>,
+    identity: Arc<OnceLock<Identity>>,
+    /// Data keys in use, by day.
+    open_keys: Arc<RwLock<BTreeMap<NaiveDate, Arc<DataKey>>>>,
+    /// The latest time given to a message here; the next is later.
+    last_accepted: Arc<Mutex<DateTime<Utc>>>,
+    contacts: Arc<Contacts>,
+    tokens: Arc<access::Tokens>,
+    known_peers: Arc<peers::KnownPeers>,
+    counters: Arc<peers::Counters>,
+    open_sockets: Arc<presence::OpenSockets>,
+}
+
+impl Store {
+    /// A store over `pool`; nothing is read yet.
+    pub fn new(pool: PgPool, clock: Clock, master_key: MasterKey) -> Self {
+        Self { pool, clock, master_key: Arc::new(master_key), identity: Arc::default(), open_keys: Arc::default(), last_accepted: Arc::default(), contacts: Arc::default(),
+            tokens: Arc::default(),
+            known_peers: Arc::default(),
+            counters: Arc::default(),
+            open_sockets: Arc::default(),
+        }
+    }
+}

@@ -1,0 +1,810 @@
+//! Showing a recipient what waits for it, taking its confirmations, and ending what is over.
+
+use std::time::Duration;
+
+use fieldpost_delivery::{
+    Confirm, Held, Inbound, InboxEntry, Received, Seq, Settled, Time, known_after, pass_over,
+    release,
+};
+use fieldpost_envelope::{GatewayId, LaneSeq, MessageId, MessageStatus, PeerId, Recipient};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::store::{
+    Store, content,
+    messages::{Sealed, associated_data, conversation},
+    words,
+};
+
+/// Showing is tried again when another replica was faster; more often than this it cannot lose
+/// without somebody else having made progress each time.
+const SHOW_ATTEMPTS: usize = 8;
+
+/// A page ends with the message that takes it over so many bytes of content.
+const PAGE_BYTES: i64 = 4 << 20;
+
+/// An inbox row with its message.
+struct Shown {
+    seq: Seq,
+    gap: bool,
+    late: bool,
+    row: Sealed,
+}
+
+impl Store {
+    /// Shows the next messages; see [`fieldpost_delivery::Store::show`].
+    pub(super) async fn show_inbox(
+        &self,
+        now: Time,
+        peer: &PeerId,
+        after: Seq,
+        limit: usize,
+    ) -> sqlx::Result<Vec<InboxEntry>> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut shown = Vec::new();
+        let mut cursor = after;
+        for _ in 0..SHOW_ATTEMPTS {
+            let (last_seq, fresh) =
+                self.give_positions(now, peer, cursor, limit - shown.len() as i64).await?;
+            if !fresh.is_empty() {
+                shown.extend(fresh);
+                break;
+            }
+            let Some(last_seq) = last_seq else {
+                self.create_head(peer).await?;
+                continue;
+            };
+            if last_seq <= cursor {
+                break;
+            }
+            // Positions above the cursor were given before: by an earlier look, or elsewhere.
+            let again = self.shown_before(now, peer, cursor, limit).await?;
+            let bytes: usize = again.iter().map(|shown| shown.row.sealed.len()).sum();
+            let is_full = again.len() as i64 == limit || bytes as i64 >= PAGE_BYTES;
+            shown.extend(again);
+            if is_full {
+                break;
+            }
+            cursor = last_seq;
+        }
+        let mut entries = Vec::with_capacity(shown.len());
+        for Shown { seq, gap, late, row } in shown {
+            let accepted_at = row.accepted_at;
+            entries.push(InboxEntry {
+                seq,
+                accepted_at,
+                message: self.unseal(row).await?,
+                gap,
+                late,
+            });
+        }
+        Ok(entries)
+    }
+
+    /// Gives positions to what has none, if `after` is the last given one; returns that one, and
+    /// what was shown for the first time.
+    async fn give_positions(
+        &self,
+        now: Time,
+        peer: &PeerId,
+        after: Seq,
+        limit: i64,
+    ) -> sqlx::Result<(Option<Seq>, Vec<Shown>)> {
+        let rows = sqlx::query!(
+            r#"
+            with head as materialized (
+                select last_seq, last_position from inbox_head where peer = $1 for update
+            ), fresh as materialized (
+                select position, message_id, sender, number
+                from (
+                    select position, message_id, sender,
+                           row_number() over (order by position, message_id, sender) as number,
+                           sum(size_bytes) over (order by position, message_id, sender)
+                               - size_bytes as bytes_before
+                    from inbox
+                    where recipient = $1 and seq is null and expires_at > $2
+                      and (select last_seq from head) = $3
+                    order by position, message_id, sender
+                    limit $4
+                ) as waiting
+                where bytes_before < $5
+            ), given as (
+                update inbox i
+                set seq = $3 + fresh.number
+                from fresh
+                where i.recipient = $1 and i.position = fresh.position
+                  and i.message_id = fresh.message_id and i.sender = fresh.sender
+                  and i.seq is null
+                returning i.seq, i.position, i.message_id, i.sender, i.accepted_at, i.conversation,
+                          i.gap, i.late
+            ), moved as (
+                -- Another replica may have given a position to a row while we waited for the head;
+                -- then the numbers have a hole, and the division undoes the statement.
+                update inbox_head
+                set last_seq = last_seq + (select count(*) from given)
+                        / (((select count(*) from given) = (select count(*) from fresh))::integer),
+                    last_position = greatest(last_position, (select max(position) from given))
+                where peer = $1 and exists (select from fresh)
+            )
+            select (select last_seq from head) as last_seq, g.seq as "seq?", g.gap as "gap?",
+                   g.late as "late?", m.accepted_at as "accepted_at?", m.message_id as "message_id?",
+                   m.sender as "sender?", m.addressed_to as "addressed_to?",
+                   m.expires_at as "expires_at?", m.priority as "priority?",
+                   m.min_anonymity as "min_anonymity?", m.is_text as "is_text?",
+                   m.sealed as "sealed?"
+            from (select) as one
+            left join (
+                given g join message m
+                    on (m.conversation, m.accepted_at, m.message_id, m.sender)
+                     = (g.conversation, g.accepted_at, g.message_id, g.sender)
+            ) on true
+            order by g.seq
+            "#,
+            peer.as_str(),
+            now,
+            after,
+            limit,
+            PAGE_BYTES,
+        )
+        .fetch_all(&self.pool)
+        .await;
+        let rows = match rows {
+            Ok(rows) => rows,
+            Err(error) if is_division_by_zero(&error) => return Ok((Some(after), Vec::new())),
+            Err(error) => return Err(error),
+        };
+        let last_seq = rows.first().and_then(|row| row.last_seq);
+        let shown = rows
+            .into_iter()
+            .filter_map(|row| {
+                Some(Shown {
+                    seq: row.seq?,
+                    gap: row.gap?,
+                    late: row.late?,
+                    row: Sealed {
+                        accepted_at: row.accepted_at?,
+                        message_id: row.message_id?,
+                        sender: row.sender?,
+                        addressed_to: row.addressed_to?,
+                        expires_at: row.expires_at?,
+                        priority: row.priority?,
+                        min_anonymity: row.min_anonymity?,
+                        is_text: row.is_text?,
+                        sealed: row.sealed?,
+                    },
+                })
+            })
+            .collect();
+        Ok((last_seq, shown))
+    }
+
+    async fn create_head(&self, peer: &PeerId) -> sqlx::Result<()> {
+        sqlx::query!(
+            r#"
+            insert into inbox_head (peer, last_seq, last_position)
+            values ($1, 0, '-infinity')
+            on conflict do nothing
+            "#,
+            peer.as_str(),
+        )
+        .execute(&self.pool)
+        .await
+        .map(drop)
+    }
+
+    async fn shown_before(
+        &self,
+        now: Time,
+        peer: &PeerId,
+        after: Seq,
+        limit: i64,
+    ) -> sqlx::Result<Vec<Shown>> {
+        let rows = sqlx::query!(
+            r#"
+            select i.seq as "seq!", i.gap, i.late, m.accepted_at, m.message_id, m.sender,
+                   m.addressed_to, m.expires_at, m.priority, m.min_anonymity, m.is_text, m.sealed
+            from (
+                select *, sum(size_bytes) over (order by seq) - size_bytes as bytes_before
+                from inbox
+                where recipient = $1 and seq > $2 and expires_at > $3
+                  and position <= (select last_position from inbox_head where peer = $1)
+                order by seq
+                limit $4
+            ) i
+            join message m
+                on (m.conversation, m.accepted_at, m.message_id, m.sender)
+                 = (i.conversation, i.accepted_at, i.message_id, i.sender)
+            where i.bytes_before < $5
+            order by i.seq
+            "#,
+            peer.as_str(),
+            after,
+            now,
+            limit,
+            PAGE_BYTES,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| Shown {
+                seq: row.seq,
+                gap: row.gap,
+                late: row.late,
+                row: Sealed {
+                    accepted_at: row.accepted_at,
+                    message_id: row.message_id,
+                    sender: row.sender,
+                    addressed_to: row.addressed_to,
+                    expires_at: row.expires_at,
+                    priority: row.priority,
+                    min_anonymity: row.min_anonymity,
+                    is_text: row.is_text,
+                    sealed: row.sealed,
+                },
+            })
+            .collect())
+    }
+
+    /// Takes a client's confirmation; see [`fieldpost_delivery::Store::confirm`].
+    pub(super) async fn confirm_inbox(
+        &self,
+        now: Time,
+        peer: &PeerId,
+        what: &Confirm,
+        read: bool,
+    ) -> sqlx::Result<Vec<Settled>> {
+        let status = if read { MessageStatus::Read } else { MessageStatus::Delivered };
+        match what {
+            Confirm::UpTo(seq) => self.confirm_up_to(now, peer, *seq, status).await,
+            Confirm::Messages(messages) => {
+                let ids: Vec<Uuid> = messages.iter().map(|(id, _)| id.0).collect();
+                let senders: Vec<Option<String>> = messages
+                    .iter()
+                    .map(|(_, sender)| sender.as_ref().map(ToString::to_string))
+                    .collect();
+                self.confirm_messages(now, peer, &ids, &senders, status).await
+            }
+        }
+    }
+
+    async fn confirm_up_to(
+        &self,
+        now: Time,
+        peer: &PeerId,
+        seq: Seq,
+        status: MessageStatus,
+    ) -> sqlx::Result<Vec<Settled>> {
+        let rows = sqlx::query!(
+            r#"
+            with gone as (
+                delete from inbox
+                where recipient = $1 and seq <= $2
+                  and position <= (select last_position from inbox_head where peer = $1)
+                returning message_id, sender, accepted_at, seq
+            ), ended as (
+                insert into delivery (
+                    accepted_at, message_id, sender, recipient, status, at, delivered_at, seq
+                )
+                select accepted_at, message_id, sender, $1, $3, $4, $4, seq from gone
+            ), reread as (
+                update delivery
+                set status = 'read', at = $4
+                where $3 = 'read' and recipient = $1 and seq <= $2 and status = 'delivered'
+                returning message_id, sender
+            ), settled as (
+                select message_id, sender from gone union all select message_id, sender from reread
+            ), owed as (
+                insert into receipt (digest, kind, gateway, at, level, next_attempt_at, expires_at)
+                select b.digest, $3, b.gateway, $4, b.level, $4, $4 + interval '30 days'
+                from settled s join inbound b using (message_id, sender)
+                where b.recipient = $1 and position('@' in s.sender) > 0
+                on conflict do nothing
+            )
+            select message_id as "message_id!", sender as "sender!" from settled
+            "#,
+            peer.as_str(),
+            seq,
+            status.as_str(),
+            now,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter()
+            .map(|row| settled(row.message_id, &row.sender, peer.to_string(), status, now))
+            .collect()
+    }
+
+    async fn confirm_messages(
+        &self,
+        now: Time,
+        peer: &PeerId,
+        ids: &[Uuid],
+        senders: &[Option<String>],
+        status: MessageStatus,
+    ) -> sqlx::Result<Vec<Settled>> {
+        let rows = sqlx::query!(
+            r#"
+            with asked as (
+                select distinct * from unnest($2::uuid[], $3::text[]) as asked (message_id, sender)
+            ), located as (
+                select k.message_id, k.sender, k.accepted_at, k.accepted_at as position
+                from asked a join message_key k
+                    on k.message_id = a.message_id and k.sender = coalesce(a.sender, k.sender)
+                union
+                select b.message_id, b.sender, b.accepted_at, b.position
+                from asked a join inbound b
+                    on b.message_id = a.message_id and b.sender = coalesce(a.sender, b.sender)
+                where b.recipient = $1
+            ), gone as (
+                delete from inbox i using located l
+                where i.recipient = $1 and i.position = l.position
+                  and i.message_id = l.message_id and i.sender = l.sender and i.seq is not null
+                returning i.message_id, i.sender, i.accepted_at, i.seq
+            ), ended as (
+                insert into delivery (
+                    accepted_at, message_id, sender, recipient, status, at, delivered_at, seq
+                )
+                select accepted_at, message_id, sender, $1, $4, $5, $5, seq from gone
+            ), reread as (
+                update delivery d
+                set status = 'read', at = $5
+                from located l
+                where $4 = 'read' and d.status = 'delivered' and d.recipient = $1
+                  and d.message_id = l.message_id and d.sender = l.sender
+                  and d.accepted_at = l.accepted_at
+                returning d.message_id, d.sender
+            ), settled as (
+                select message_id, sender from gone union all select message_id, sender from reread
+            ), owed as (
+                insert into receipt (digest, kind, gateway, at, level, next_attempt_at, expires_at)
+                select b.digest, $4, b.gateway, $5, b.level, $5, $5 + interval '30 days'
+                from settled s join inbound b using (message_id, sender)
+                where b.recipient = $1 and position('@' in s.sender) > 0
+                on conflict do nothing
+            )
+            select message_id as "message_id!", sender as "sender!" from settled
+            "#,
+            peer.as_str(),
+            ids,
+            senders as &[Option<String>],
+            status.as_str(),
+            now,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter()
+            .map(|row| settled(row.message_id, &row.sender, peer.to_string(), status, now))
+            .collect()
+    }
+
+    /// Ends deliveries whose time is over; see [`fieldpost_delivery::Store::expire_due`].
+    pub(super) async fn expire_deliveries(
+        &self,
+        now: Time,
+        limit: usize,
+    ) -> sqlx::Result<Vec<Settled>> {
+        let rows = sqlx::query!(
+            r#"
+            with unshown as (
+                delete from inbox where ctid = any(array(
+                    select ctid from inbox where expires_at <= $1
+                    order by expires_at limit $2 for update skip locked
+                ))
+                returning accepted_at, message_id, sender, recipient, seq
+            ), unsent as (
+                delete from outbox where ctid = any(array(
+                    select ctid from outbox where expires_at <= $1
+                    order by expires_at limit $2 for update skip locked
+                ))
+                returning accepted_at, message_id, sender, recipient, null::bigint as seq
+            ), over as (
+                select * from unshown union all select * from unsent
+            )
+            insert into delivery (accepted_at, message_id, sender, recipient, status, at, seq)
+            select accepted_at, message_id, sender, recipient, 'expired', $1, seq from over
+            returning message_id, sender, recipient
+            "#,
+            now,
+            i64::try_from(limit).unwrap_or(i64::MAX),
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter()
+            .map(|row| {
+                settled(row.message_id, &row.sender, row.recipient, MessageStatus::Expired, now)
+            })
+            .collect()
+    }
+
+    /// Stores a message from elsewhere; see [`fieldpost_delivery::Store::receive`].
+    pub(super) async fn receive_inbound(
+        &self,
+        now: Time,
+        inbound: &Inbound,
+        order_wait: Duration,
+    ) -> sqlx::Result<Received> {
+        let message = &inbound.message;
+        let Some(gateway) = message.sender.gateway else {
+            return Ok(Received::Refused("the sender names no gateway".to_owned()));
+        };
+        let mut transaction = self.pool.begin().await?;
+        let known_peer = sqlx::query_scalar!(
+            r#"select exists(select from peer where id = $1) as "exists!""#,
+            inbound.recipient.as_str()
+        )
+        .fetch_one(&mut *transaction)
+        .await?;
+        if !known_peer {
+            return Ok(Received::Refused("no such peer at this gateway".to_owned()));
+        }
+        let mut lane = match inbound.lane_seq {
+            Some(seq) => {
+                let mut lane = Lane::lock(&mut transaction, inbound).await?;
+                pass_over(&mut lane.held, seq, inbound.after);
+                Some((seq, lane))
+            }
+            None => None,
+        };
+        let at = self.acceptance_time(now);
+        let fresh = insert_inbound(
+            &mut transaction,
+            inbound,
+            at,
+            lane.is_some().then(|| (now + order_wait).min(message.expires_at)),
+        )
+        .await?;
+        owe_stored(&mut transaction, now, inbound, &gateway).await?;
+        if fresh {
+            self.insert_inbound_message(&mut transaction, inbound, at).await?;
+        }
+        let visible = match &mut lane {
+            None => {
+                if fresh {
+                    insert_visible(&mut transaction, inbound, at).await?;
+                }
+                true
+            }
+            Some((seq, lane)) => {
+                if fresh {
+                    let after = known_after(&lane.held, *seq, inbound.after);
+                    lane.held.push(Held { lane_seq: *seq, id: message.id, after });
+                }
+                let released =
+                    lane.release(&mut transaction, None, || self.acceptance_time(now)).await?;
+                released.contains(&message.id)
+            }
+        };
+        transaction.commit().await?;
+        Ok(if fresh { Received::Stored { visible } } else { Received::Duplicate })
+    }
+
+    async fn insert_inbound_message(
+        &self,
+        connection: &mut PgConnection,
+        inbound: &Inbound,
+        at: Time,
+    ) -> sqlx::Result<()> {
+        let message = &inbound.message;
+        let sender = message.sender.to_string();
+        let recipient = inbound.recipient.as_str();
+        let filed = inbound_conversation(inbound);
+        let key = self.data_key(at.date_naive()).await?;
+        let sealed = content::encode(message)
+            .and_then(|plain| {
+                key.seal(&associated_data(message.id.0, &sender), &plain).map_err(Into::into)
+            })
+            .map_err(sqlx::Error::Encode)?;
+        sqlx::query!(
+            r#"
+            with met as (
+                insert into contact (peer, other, conversation) values ($4, $6, $2)
+                on conflict do nothing
+            )
+            insert into message (
+                accepted_at, conversation, message_id, sender, addressed_to, recipients,
+                expires_at, priority, min_anonymity, is_text, size_bytes, sealed
+            ) values ($1, $2, $3, $4, $5, array[$6], $7, $8, $9, $10, $11, $12)
+            "#,
+            at,
+            filed,
+            message.id.0,
+            sender,
+            message.to.to_string(),
+            recipient,
+            message.expires_at,
+            words::priority_number(message.priority),
+            words::level_number(message.min_anonymity),
+            message.content.is_text,
+            size(inbound),
+            sealed,
+        )
+        .execute(connection)
+        .await
+        .map(drop)
+    }
+
+    /// Shows what has waited long enough; see [`fieldpost_delivery::Store::release_held`].
+    pub(super) async fn release_overdue(
+        &self,
+        now: Time,
+        limit: usize,
+    ) -> sqlx::Result<Vec<PeerId>> {
+        let mut transaction = self.pool.begin().await?;
+        let overdue = sqlx::query!(
+            r#"
+            select sender, recipient, level, max(lane_seq) as "furthest!"
+            from (
+                select sender, recipient, level, lane_seq from inbound
+                where release_at <= $1 order by release_at limit $2
+            ) as waiting
+            group by sender, recipient, level
+            order by sender, recipient, level
+            "#,
+            now,
+            i64::try_from(limit).unwrap_or(i64::MAX),
+        )
+        .fetch_all(&mut *transaction)
+        .await?;
+        let mut grown = Vec::new();
+        for row in overdue {
+            let recipient: PeerId = words::parse(&row.recipient)?;
+            let mut lane =
+                Lane::named(&mut transaction, row.sender, row.recipient, row.level).await?;
+            let due = Some(LaneSeq(row.furthest.unsigned_abs()));
+            lane.release(&mut transaction, due, || self.acceptance_time(now)).await?;
+            grown.push(recipient);
+        }
+        transaction.commit().await?;
+        grown.sort();
+        grown.dedup();
+        Ok(grown)
+    }
+}
+
+/// One incoming lane, locked until the transaction ends.
+struct Lane {
+    sender: String,
+    recipient: String,
+    level: i16,
+    last_shown: Option<LaneSeq>,
+    held: Vec<Held>,
+    /// The `held` of the database.
+    stored: Vec<Held>,
+}
+
+impl Lane {
+    async fn lock(connection: &mut PgConnection, inbound: &Inbound) -> sqlx::Result<Self> {
+        let message = &inbound.message;
+        let level = words::level_number(message.min_anonymity);
+        Self::named(connection, message.sender.to_string(), inbound.recipient.to_string(), level)
+            .await
+    }
+
+    async fn named(
+        connection: &mut PgConnection,
+        sender: String,
+        recipient: String,
+        level: i16,
+    ) -> sqlx::Result<Self> {
+        let last = sqlx::query_scalar!(
+            r#"
+            insert into lane_in (sender, recipient, level, last_shown) values ($1, $2, $3, 0)
+            on conflict (sender, recipient, level) do update set last_shown = lane_in.last_shown
+            returning last_shown
+            "#,
+            sender,
+            recipient,
+            level,
+        )
+        .fetch_one(&mut *connection)
+        .await?;
+        let held: Vec<Held> = sqlx::query!(
+            r#"
+            select message_id, lane_seq as "lane_seq!", after_seq from inbound
+            where sender = $1 and recipient = $2 and level = $3 and release_at is not null
+            "#,
+            sender,
+            recipient,
+            level,
+        )
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(|row| Held {
+            lane_seq: LaneSeq(row.lane_seq.unsigned_abs()),
+            id: MessageId(row.message_id),
+            after: row.after_seq.map(|after| LaneSeq(after.unsigned_abs())),
+        })
+        .collect();
+        let last_shown = (last > 0).then(|| LaneSeq(last.unsigned_abs()));
+        Ok(Self { sender, recipient, level, last_shown, stored: held.clone(), held })
+    }
+
+    /// Shows what may be shown, and keeps what was learnt of the rest.
+    async fn release(
+        &mut self,
+        connection: &mut PgConnection,
+        due: Option<LaneSeq>,
+        mut position: impl FnMut() -> Time,
+    ) -> sqlx::Result<Vec<MessageId>> {
+        let released = release(&mut self.last_shown, &mut self.held, due);
+        for message in &released {
+            sqlx::query!(
+                r#"
+                with released as (
+                    update inbound set position = $4, release_at = null
+                    where message_id = $1 and sender = $2 and recipient = $3
+                    returning accepted_at, conversation, expires_at, size_bytes
+                )
+                insert into inbox (
+                    recipient, position, message_id, sender, accepted_at, conversation, expires_at,
+                    size_bytes, gap, late
+                )
+                select $3, $4, $1, $2, accepted_at, conversation, expires_at, size_bytes, $5, $6
+                from released
+                "#,
+                message.id.0,
+                self.sender,
+                self.recipient,
+                position(),
+                message.gap,
+                message.late,
+            )
+            .execute(&mut *connection)
+            .await?;
+        }
+        for held in self.held.iter().filter(|held| !self.stored.contains(held)) {
+            sqlx::query!(
+                r#"
+                update inbound set after_seq = $4
+                where message_id = $1 and sender = $2 and recipient = $3
+                "#,
+                held.id.0,
+                self.sender,
+                self.recipient,
+                held.after.map(lane_number),
+            )
+            .execute(&mut *connection)
+            .await?;
+        }
+        sqlx::query!(
+            r#"
+            update lane_in set last_shown = $4
+            where sender = $1 and recipient = $2 and level = $3 and last_shown < $4
+            "#,
+            self.sender,
+            self.recipient,
+            self.level,
+            self.last_shown.map_or(0, lane_number),
+        )
+        .execute(connection)
+        .await?;
+        Ok(released.into_iter().map(|message| message.id).collect())
+    }
+}
+
+/// Remembers that the message came; false if it had come before. `release_at` is set for a message
+/// that has to find its place in a lane first.
+async fn insert_inbound(
+    connection: &mut PgConnection,
+    inbound: &Inbound,
+    at: Time,
+    release_at: Option<Time>,
+) -> sqlx::Result<bool> {
+    let message = &inbound.message;
+    let inserted = sqlx::query!(
+        r#"
+        insert into inbound (
+            message_id, sender, recipient, accepted_at, conversation, position, digest,
+            gateway, transport, level, lane_seq, after_seq, release_at, expires_at, size_bytes
+        ) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+        on conflict do nothing
+        "#,
+        message.id.0,
+        message.sender.to_string(),
+        inbound.recipient.as_str(),
+        at,
+        inbound_conversation(inbound),
+        release_at.is_none().then_some(at),
+        inbound.envelope.as_slice(),
+        message.sender.gateway.map(|gateway| gateway.to_string()).unwrap_or_default(),
+        inbound.transport,
+        words::level_number(message.min_anonymity),
+        inbound.lane_seq.map(lane_number),
+        inbound.after.map(lane_number),
+        release_at,
+        message.expires_at,
+        size(inbound),
+    )
+    .execute(connection)
+    .await?;
+    Ok(inserted.rows_affected() == 1)
+}
+
+async fn insert_visible(
+    connection: &mut PgConnection,
+    inbound: &Inbound,
+    at: Time,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"
+        insert into inbox (
+            recipient, position, message_id, sender, accepted_at, conversation, expires_at,
+            size_bytes
+        ) values ($1, $2, $3, $4, $2, $5, $6, $7)
+        "#,
+        inbound.recipient.as_str(),
+        at,
+        inbound.message.id.0,
+        inbound.message.sender.to_string(),
+        inbound_conversation(inbound),
+        inbound.message.expires_at,
+        size(inbound),
+    )
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+/// `stored` is owed for each copy that comes: the one before may have been lost.
+async fn owe_stored(
+    connection: &mut PgConnection,
+    now: Time,
+    inbound: &Inbound,
+    gateway: &GatewayId,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"
+        insert into receipt (digest, kind, gateway, at, level, next_attempt_at, expires_at)
+        values ($1, 'stored', $2, $3, $4, $3, $5)
+        on conflict (digest, kind) do update set next_attempt_at = excluded.next_attempt_at
+        "#,
+        inbound.envelope.as_slice(),
+        gateway.to_string(),
+        now,
+        words::level_number(inbound.message.min_anonymity),
+        inbound.message.expires_at,
+    )
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+fn inbound_conversation(inbound: &Inbound) -> i64 {
+    match &inbound.message.to {
+        group @ Recipient::Group { .. } => conversation(&inbound.message.sender, group),
+        Recipient::Peer(_) | Recipient::Broadcast => {
+            conversation(&inbound.message.sender, &inbound.recipient.clone().into())
+        }
+    }
+}
+
+fn size(inbound: &Inbound) -> i32 {
+    i32::try_from(inbound.message.content.bytes.len()).unwrap_or(i32::MAX)
+}
+
+fn settled(
+    message_id: Uuid,
+    sender: &str,
+    recipient: String,
+    status: MessageStatus,
+    at: Time,
+) -> sqlx::Result<Settled> {
+    Ok(Settled {
+        id: MessageId(message_id),
+        sender: words::parse(sender)?,
+        recipient,
+        status,
+        at,
+        reason: None,
+    })
+}
+
+fn lane_number(seq: LaneSeq) -> i64 {
+    i64::try_from(seq.0).unwrap_or(i64::MAX)
+}
+
+fn is_division_by_zero(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|error| error.code()).as_deref() == Some("22012")
+}

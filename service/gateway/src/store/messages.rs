@@ -1,0 +1,896 @@
+//! Accepting messages, cancelling them, and what is known of them.
+
+use std::collections::{HashMap, HashSet};
+
+use chrono::TimeDelta;
+use fieldpost_delivery::{
+    Accepted, Attempt, Cancelled, DeliveryRecord, Message, Record, Submission, Target, Time,
+};
+use fieldpost_envelope::{
+    AnonymityLevel, MessageId, MessageStatus, PeerAddress, PeerId, Priority, Recipient,
+};
+use sha2::{Digest, Sha256};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::store::{Store, content, words};
+
+/// Where a message is filed: enough to find its row in one partition.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(super) struct Filed {
+    pub(super) accepted_at: Time,
+    pub(super) conversation: i64,
+}
+
+/// A row of `message`, still sealed.
+pub(super) struct Sealed {
+    pub(super) accepted_at: Time,
+    pub(super) message_id: Uuid,
+    pub(super) sender: String,
+    pub(super) addressed_to: String,
+    pub(super) expires_at: Time,
+    pub(super) priority: i16,
+    pub(super) min_anonymity: i16,
+    pub(super) is_text: bool,
+    pub(super) sealed: Vec<u8>,
+}
+
+/// A page of a talk, newest first, and where the next one begins.
+pub struct Page {
+    /// The messages.
+    pub records: Vec<Record>,
+    /// Where to go on; `None` at the end.
+    pub next: Option<(Time, MessageId)>,
+}
+
+impl Store {
+    /// Accepts a batch; see [`fieldpost_delivery::Store::accept`].
+    pub(super) async fn accept_batch(
+        &self,
+        now: Time,
+        batch: &[Submission],
+    ) -> sqlx::Result<Vec<Accepted>> {
+        let times = self.acceptance_times(now, batch.len());
+        let mut day = times.start.date_naive();
+        let mut key = self.data_key(day).await?;
+        let mut rows = Rows::default();
+        let mut taken = HashSet::with_capacity(batch.len());
+        for (index, submission) in batch.iter().enumerate() {
+            let message = &submission.message;
+            if taken.insert((message.id, &message.sender)) {
+                let at = times.at(index);
+                if at.date_naive() != day {
+                    day = at.date_naive();
+                    key = self.data_key(day).await?;
+                }
+                let aad = associated_data(message.id.0, &message.sender.to_string());
+                let sealed = content::encode(message)
+                    .and_then(|plain| key.seal(&aad, &plain).map_err(Into::into))
+                    .map_err(sqlx::Error::Encode)?;
+                rows.push(submission, at, sealed);
+            }
+        }
+        let met = self.contacts.unknown(&rows.sender, &rows.addressed_to);
+        rows.meet(&met);
+        let fresh = if rows.is_plain() {
+            rows.insert(&mut *self.pool.acquire().await?).await?
+        } else {
+            let mut transaction = self.pool.begin().await?;
+            let fresh = rows.insert(&mut transaction).await?;
+            rows.insert_outbox(&mut transaction, &fresh).await?;
+            rows.insert_contacts(&mut transaction).await?;
+            grant_files(&mut transaction, batch, &fresh).await?;
+            transaction.commit().await?;
+            self.contacts.remember(&rows.contact_peer, &rows.contact_other);
+            fresh
+        };
+        self.answer(now, batch, &fresh).await
+    }
+
+    /// Strictly increasing times for a batch, never before those of an earlier one.
+    fn acceptance_times(&self, now: Time, count: usize) -> Times {
+        let mut last = self.last_accepted.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let start = now.max(*last + TimeDelta::microseconds(1));
+        let times = Times { start };
+        *last = times.at(count.max(1) - 1);
+        times
+    }
+
+    /// The same for a single message.
+    pub(super) fn acceptance_time(&self, now: Time) -> Time {
+        self.acceptance_times(now, 1).start
+    }
+
+    async fn answer(
+        &self,
+        now: Time,
+        batch: &[Submission],
+        fresh: &HashMap<(Uuid, String), Time>,
+    ) -> sqlx::Result<Vec<Accepted>> {
+        let mut first = HashMap::with_capacity(batch.len());
+        let mut answers = Vec::with_capacity(batch.len());
+        for submission in batch {
+            let message = &submission.message;
+            let key = (message.id.0, message.sender.to_string());
+            answers.push(match fresh.get(&key) {
+                Some(accepted_at) => match first.entry(key) {
+                    std::collections::hash_map::Entry::Vacant(entry) => {
+                        entry.insert(submission);
+                        Accepted::New { accepted_at: *accepted_at }
+                    }
+                    std::collections::hash_map::Entry::Occupied(entry)
+                        if entry.get().fingerprint == submission.fingerprint =>
+                    {
+                        Accepted::Same {
+                            accepted_at: *accepted_at,
+                            expires_at: entry.get().message.expires_at,
+                            status: MessageStatus::Pending,
+                        }
+                    }
+                    std::collections::hash_map::Entry::Occupied(_) => Accepted::Conflict,
+                },
+                None => self.accepted_before(now, submission).await?,
+            });
+        }
+        Ok(answers)
+    }
+
+    async fn accepted_before(&self, now: Time, submission: &Submission) -> sqlx::Result<Accepted> {
+        let message = &submission.message;
+        let known = sqlx::query!(
+            r#"
+            select accepted_at, conversation, fingerprint, expires_at
+            from message_key where message_id = $1 and sender = $2
+            "#,
+            message.id.0,
+            message.sender.to_string(),
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        if known.fingerprint != submission.fingerprint {
+            return Ok(Accepted::Conflict);
+        }
+        let filed = Filed { accepted_at: known.accepted_at, conversation: known.conversation };
+        let record = self.record_of(now, message.id, &message.sender.to_string(), filed).await?;
+        Ok(Accepted::Same {
+            accepted_at: known.accepted_at,
+            expires_at: known.expires_at,
+            // Past retention only the name is left; by then it had ended.
+            status: record.map_or(MessageStatus::Expired, |record| status_of(&record)),
+        })
+    }
+
+    /// Cancels what has not left; see [`fieldpost_delivery::Store::cancel`].
+    pub(super) async fn cancel_message(
+        &self,
+        now: Time,
+        sender: &PeerId,
+        id: MessageId,
+    ) -> sqlx::Result<Cancelled> {
+        let mut transaction = self.pool.begin().await?;
+        let Some(filed) = locate(&mut transaction, id, sender.as_str()).await? else {
+            return Ok(Cancelled::Unknown);
+        };
+        let recipients = sqlx::query_scalar!(
+            r#"
+            select recipients from message
+            where conversation = $1 and accepted_at = $2 and message_id = $3 and sender = $4
+            "#,
+            filed.conversation,
+            filed.accepted_at,
+            id.0,
+            sender.as_str(),
+        )
+        .fetch_optional(&mut *transaction)
+        .await?;
+        let Some(recipients) = recipients else {
+            return Ok(Cancelled::TooLate);
+        };
+        let waiting = sqlx::query_scalar!(
+            r#"
+            with shown as (
+                delete from inbox
+                where recipient = any($1) and position = $2 and message_id = $3 and sender = $4
+                  and seq is null and expires_at > $5
+                returning recipient
+            ), unsent as (
+                delete from outbox
+                where message_id = $3 and sender = $4 and stage = 0 and not claimed
+                  and expires_at > $5
+                returning recipient
+            ), gone as (
+                select recipient from shown union all select recipient from unsent
+            )
+            insert into delivery (accepted_at, message_id, sender, recipient, status, at)
+            select $2, $3, $4, recipient, 'cancelled', $5 from gone
+            returning recipient
+            "#,
+            &recipients,
+            filed.accepted_at,
+            id.0,
+            sender.as_str(),
+            now,
+        )
+        .fetch_all(&mut *transaction)
+        .await?;
+        if waiting.len() < recipients.len() || recipients.is_empty() {
+            transaction.rollback().await?;
+            return Ok(Cancelled::TooLate);
+        }
+        transaction.commit().await?;
+        Ok(Cancelled::Done)
+    }
+
+    /// What a caller may know of an id; see [`fieldpost_delivery::Store::records`].
+    pub(super) async fn records_for(
+        &self,
+        now: Time,
+        caller: &PeerId,
+        id: MessageId,
+    ) -> sqlx::Result<Vec<Record>> {
+        let mut connection = self.pool.acquire().await?;
+        if let Some(filed) = locate(&mut connection, id, caller.as_str()).await? {
+            drop(connection);
+            let record = self.record_of(now, id, caller.as_str(), filed).await?;
+            return Ok(record.into_iter().collect());
+        }
+        let candidates = sqlx::query!(
+            r#"
+            select sender as "sender!", accepted_at as "accepted_at!",
+                   conversation as "conversation!"
+            from message_key where message_id = $1
+            union all
+            select sender, accepted_at, conversation
+            from inbound where message_id = $1 and recipient = $2
+            "#,
+            id.0,
+            caller.as_str(),
+        )
+        .fetch_all(&mut *connection)
+        .await?;
+        drop(connection);
+        let mut records = Vec::new();
+        for row in candidates {
+            let filed = Filed { accepted_at: row.accepted_at, conversation: row.conversation };
+            if let Some(mut record) = self.record_of(now, id, &row.sender, filed).await? {
+                record.deliveries.retain(|delivery| delivery.recipient == caller.as_str());
+                // Somebody else's message, a delivery withdrawn before it was shown, or one that
+                // has ended before it was: not this caller's to know.
+                if record.deliveries.iter().any(|delivery| {
+                    !matches!(delivery.status, MessageStatus::Pending | MessageStatus::Cancelled)
+                }) {
+                    record.deliveries.iter_mut().for_each(|delivery| delivery.attempts.clear());
+                    records.push(record);
+                }
+            }
+        }
+        Ok(records)
+    }
+
+    async fn record_of(
+        &self,
+        now: Time,
+        id: MessageId,
+        sender: &str,
+        filed: Filed,
+    ) -> sqlx::Result<Option<Record>> {
+        let row = sqlx::query_as!(
+            Sealed,
+            r#"
+            select accepted_at, message_id, sender, addressed_to, expires_at, priority,
+                   min_anonymity, is_text, sealed
+            from message
+            where conversation = $1 and accepted_at = $2 and message_id = $3 and sender = $4
+            "#,
+            filed.conversation,
+            filed.accepted_at,
+            id.0,
+            sender,
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        let records = self.complete(now, vec![(row, filed.conversation)], true).await?;
+        Ok(records.into_iter().next())
+    }
+
+    /// Adds the states of the deliveries, and the attempts on demand, to rows of `message`.
+    async fn complete(
+        &self,
+        now: Time,
+        rows: Vec<(Sealed, i64)>,
+        with_attempts: bool,
+    ) -> sqlx::Result<Vec<Record>> {
+        let conversations: Vec<i64> = rows.iter().map(|(_, conversation)| *conversation).collect();
+        let accepted: Vec<Time> = rows.iter().map(|(row, _)| row.accepted_at).collect();
+        let ids: Vec<Uuid> = rows.iter().map(|(row, _)| row.message_id).collect();
+        let senders: Vec<String> = rows.iter().map(|(row, _)| row.sender.clone()).collect();
+        let states = sqlx::query!(
+            r#"
+            with asked as (
+                select m.message_id, m.sender, m.accepted_at, unnest(m.recipients) as recipient
+                from unnest($1::bigint[], $2::timestamptz[], $3::uuid[], $4::text[])
+                    as k (conversation, accepted_at, message_id, sender)
+                join message m using (conversation, accepted_at, message_id, sender)
+            )
+            select a.message_id as "message_id!", a.sender as "sender!", a.recipient as "recipient!",
+                   i.seq, (i.recipient is not null) as "in_inbox!", i.expires_at as "inbox_expiry?",
+                   o.stage as "stage?", o.waits_for, o.expires_at as "outbox_expiry?",
+                   d.status as "status?", d.at as "at?", d.reason,
+                   b.release_at as "held_until?"
+            from asked a
+            left join inbound b
+                on (b.message_id, b.sender, b.recipient) = (a.message_id, a.sender, a.recipient)
+            left join inbox i
+                on (i.recipient, i.position, i.message_id, i.sender)
+                 = (a.recipient, coalesce(b.position, a.accepted_at), a.message_id, a.sender)
+            left join outbox o
+                on (o.message_id, o.sender, o.recipient) = (a.message_id, a.sender, a.recipient)
+            left join delivery d
+                on (d.message_id, d.sender, d.recipient, d.accepted_at)
+                 = (a.message_id, a.sender, a.recipient, a.accepted_at)
+            "#,
+            &conversations,
+            &accepted,
+            &ids,
+            &senders,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let mut attempts = match with_attempts {
+            true => self.attempts(&accepted, &ids, &senders).await?,
+            false => HashMap::new(),
+        };
+        let mut deliveries: HashMap<(Uuid, String), Vec<DeliveryRecord>> = HashMap::new();
+        for state in states {
+            let expired = |at: Option<Time>| at.is_some_and(|at| at <= now);
+            let (status, reason) = match &state.status {
+                Some(status) => (words::status(status)?, state.reason),
+                None if expired(state.inbox_expiry.or(state.outbox_expiry)) => {
+                    (MessageStatus::Expired, None)
+                }
+                None if state.in_inbox && state.seq.is_some() => (MessageStatus::Sent, None),
+                None if state.in_inbox => {
+                    (MessageStatus::Pending, Some("waits for the recipient's client".to_owned()))
+                }
+                None if state.stage.is_some_and(|stage| stage > 0) => (MessageStatus::Sent, None),
+                None if state.stage.is_some() => (MessageStatus::Pending, state.waits_for),
+                None if state.held_until.is_some() => {
+                    (MessageStatus::Pending, Some("waits for its predecessor".to_owned()))
+                }
+                // Confirmed between two looks of this statement cannot be; an ended one whose
+                // history was dropped can.
+                None => {
+                    (MessageStatus::Expired, Some("its history has passed retention".to_owned()))
+                }
+            };
+            let key = (state.message_id, state.sender.clone(), state.recipient.clone());
+            let attempts = attempts.remove(&key).unwrap_or_default();
+            deliveries.entry((state.message_id, state.sender)).or_default().push(DeliveryRecord {
+                recipient: state.recipient,
+                status,
+                at: state.at,
+                reason,
+                attempts,
+            });
+        }
+        let mut records = Vec::with_capacity(rows.len());
+        for (row, _) in rows {
+            let accepted_at = row.accepted_at;
+            let mut own =
+                deliveries.remove(&(row.message_id, row.sender.clone())).unwrap_or_default();
+            own.sort_by(|a, b| a.recipient.cmp(&b.recipient));
+            if with_attempts && !row.sender.contains('@') {
+                for delivery in own.iter_mut().filter(|delivery| is_local(&delivery.recipient)) {
+                    if delivery.attempts.is_empty() {
+                        delivery.attempts.push(Attempt::local(accepted_at));
+                    }
+                }
+            }
+            records.push(Record { message: self.unseal(row).await?, accepted_at, deliveries: own });
+        }
+        Ok(records)
+    }
+
+    async fn attempts(
+        &self,
+        accepted: &[Time],
+        ids: &[Uuid],
+        senders: &[String],
+    ) -> sqlx::Result<HashMap<(Uuid, String, String), Vec<Attempt>>> {
+        let rows = sqlx::query!(
+            r#"
+            select t.message_id, t.sender, t.recipient, t.transport, t.started_at, t.result, t.reason
+            from unnest($1::timestamptz[], $2::uuid[], $3::text[])
+                as k (accepted_at, message_id, sender)
+            join attempt t using (accepted_at, message_id, sender)
+            order by t.started_at
+            "#,
+            accepted,
+            ids,
+            senders,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let mut attempts: HashMap<_, Vec<Attempt>> = HashMap::new();
+        for row in rows {
+            attempts.entry((row.message_id, row.sender, row.recipient)).or_default().push(
+                Attempt {
+                    transport: row.transport,
+                    started_at: row.started_at,
+                    result: words::attempt_result(&row.result)?,
+                    reason: row.reason,
+                },
+            );
+        }
+        Ok(attempts)
+    }
+
+    /// Opens a row of `message`.
+    pub(super) async fn unseal(&self, row: Sealed) -> sqlx::Result<Message> {
+        let key = self.data_key(row.accepted_at.date_naive()).await?;
+        let aad = associated_data(row.message_id, &row.sender);
+        let plain =
+            key.open(&aad, &row.sealed).map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+        let (content, wishes) = content::decode(plain, row.is_text).map_err(sqlx::Error::Decode)?;
+        Ok(Message {
+            id: MessageId(row.message_id),
+            sender: words::parse(&row.sender)?,
+            to: words::parse(&row.addressed_to)?,
+            content,
+            expires_at: row.expires_at,
+            priority: words::priority(row.priority)?,
+            min_anonymity: words::level(row.min_anonymity)?,
+            wishes,
+        })
+    }
+
+    /// One page of what `peer` sent or was sent in `talks`, newest first, older than `before`.
+    pub async fn talks(
+        &self,
+        now: Time,
+        peer: &PeerId,
+        talks: &[i64],
+        before: Option<(Time, MessageId)>,
+        skip: i64,
+        limit: i64,
+    ) -> sqlx::Result<Page> {
+        let (at, id) = match before {
+            Some((at, id)) => (at, id.0),
+            None => (now + TimeDelta::days(1), Uuid::max()),
+        };
+        let rows = sqlx::query!(
+            r#"
+            select page.* from unnest($1::bigint[]) as talk
+            cross join lateral (
+                select accepted_at, conversation, message_id, sender, addressed_to, expires_at,
+                       priority, min_anonymity, is_text, sealed
+                from message
+                where conversation = talk and (accepted_at, message_id) < ($2, $3)
+                  and (sender = $4 or $4 = any(recipients))
+                order by accepted_at desc, message_id desc
+                limit $5::bigint + $6::bigint
+            ) as page
+            order by accepted_at desc, message_id desc
+            offset $5 limit $6
+            "#,
+            talks,
+            at,
+            id,
+            peer.as_str(),
+            skip,
+            limit,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let rows: Vec<_> = rows
+            .into_iter()
+            .map(|row| {
+                let sealed = Sealed {
+                    accepted_at: row.accepted_at,
+                    message_id: row.message_id,
+                    sender: row.sender,
+                    addressed_to: row.addressed_to,
+                    expires_at: row.expires_at,
+                    priority: row.priority,
+                    min_anonymity: row.min_anonymity,
+                    is_text: row.is_text,
+                    sealed: row.sealed,
+                };
+                (sealed, row.conversation)
+            })
+            .collect();
+        let next = match (rows.len() as i64 == limit, rows.last()) {
+            (true, Some((row, _))) => Some((row.accepted_at, MessageId(row.message_id))),
+            _ => None,
+        };
+        Ok(Page { records: self.complete(now, rows, false).await?, next })
+    }
+
+    /// Who hears broadcasts here, but for `sender`; at most `limit`.
+    pub async fn broadcast_listeners(
+        &self,
+        sender: &PeerId,
+        limit: usize,
+    ) -> sqlx::Result<Vec<PeerId>> {
+        sqlx::query_scalar!(
+            "select id from peer where subscribe_broadcast and id <> $1 order by id limit $2",
+            sender.as_str(),
+            i64::try_from(limit).unwrap_or(i64::MAX),
+        )
+        .fetch_all(&self.pool)
+        .await?
+        .iter()
+        .map(|peer| words::parse(peer))
+        .collect()
+    }
+
+    /// The conversations of `peer`: with the number each is filed under.
+    pub async fn conversations(&self, peer: &PeerId, limit: i64) -> sqlx::Result<Vec<i64>> {
+        sqlx::query_scalar!(
+            r#"
+            select distinct conversation as "conversation!" from (
+                select conversation from contact where peer = $1 or other = $1
+                limit $2
+            ) as talks
+            "#,
+            peer.as_str(),
+            limit,
+        )
+        .fetch_all(&self.pool)
+        .await
+    }
+
+    /// How many messages are kept, and how many of them came in the last 24 h.
+    pub async fn message_counts(&self, now: Time) -> sqlx::Result<(i64, i64)> {
+        let counts = sqlx::query!(
+            r#"
+            select count(*) as "total!", count(*) filter (where accepted_at > $1) as "recent!"
+            from message
+            "#,
+            now - TimeDelta::hours(24),
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok((counts.total, counts.recent))
+    }
+}
+
+/// The least advanced state of a record's deliveries (design, section 5).
+pub fn status_of(record: &Record) -> MessageStatus {
+    MessageStatus::least_advanced(record.deliveries.iter().map(|delivery| delivery.status))
+        .unwrap_or(MessageStatus::Sent)
+}
+
+/// The number under which a talk is filed: of two peers, of a group, or of all broadcasts.
+pub fn conversation(sender: &PeerAddress, to: &Recipient) -> i64 {
+    let ends = match to {
+        Recipient::Peer(other) => {
+            let mut ends = [sender.to_string(), other.to_string()];
+            ends.sort();
+            ends.join("\0")
+        }
+        Recipient::Group { .. } | Recipient::Broadcast => to.to_string(),
+    };
+    let digest = Sha256::digest(ends.as_bytes());
+    let mut first = [0; 8];
+    first.copy_from_slice(&digest[..8]);
+    i64::from_be_bytes(first)
+}
+
+/// Binds sealed content to its row.
+pub(super) fn associated_data(id: Uuid, sender: &str) -> Vec<u8> {
+    [id.as_bytes().as_slice(), sender.as_bytes()].concat()
+}
+
+fn is_local(recipient: &str) -> bool {
+    recipient.parse::<PeerId>().is_ok_and(|peer| !peer.is_phone())
+}
+
+async fn locate(
+    connection: &mut PgConnection,
+    id: MessageId,
+    sender: &str,
+) -> sqlx::Result<Option<Filed>> {
+    sqlx::query_as!(
+        Filed,
+        "select accepted_at, conversation from message_key where message_id = $1 and sender = $2",
+        id.0,
+        sender,
+    )
+    .fetch_optional(connection)
+    .await
+}
+
+/// Lets recipients read the files that came with what is fresh.
+async fn grant_files(
+    connection: &mut PgConnection,
+    batch: &[Submission],
+    fresh: &HashMap<(Uuid, String), Time>,
+) -> sqlx::Result<()> {
+    for Submission { message, deliveries, .. } in batch {
+        let key = (message.id.0, message.sender.to_string());
+        if message.content.file_ids.is_empty() || !fresh.contains_key(&key) {
+            continue;
+        }
+        let readers: Vec<PeerId> = deliveries
+            .iter()
+            .filter_map(|target| match target {
+                Target::Local(peer) => Some(peer.clone()),
+                Target::Remote(_) | Target::Broadcast(_) => None,
+            })
+            .collect();
+        Store::grant_files(
+            &mut *connection,
+            &message.content.file_ids,
+            &message.sender.peer,
+            &readers,
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy)]
+struct Times {
+    start: Time,
+}
+
+impl Times {
+    fn at(self, index: usize) -> Time {
+        self.start + TimeDelta::microseconds(i64::try_from(index).unwrap_or(i64::MAX))
+    }
+}
+
+/// What a delivery outside this gateway needs besides its message.
+struct Owed {
+    message_id: Uuid,
+    sender: String,
+    recipient: String,
+    target: String,
+    accepted_at: Time,
+    conversation: i64,
+    level: AnonymityLevel,
+    has_lane: bool,
+    priority: Priority,
+    size_bytes: i32,
+    expires_at: Time,
+}
+
+/// A batch as columns, for `unnest`.
+#[derive(Default)]
+struct Rows {
+    message_id: Vec<Uuid>,
+    sender: Vec<String>,
+    accepted_at: Vec<Time>,
+    conversation: Vec<i64>,
+    fingerprint: Vec<Vec<u8>>,
+    expires_at: Vec<Time>,
+    addressed_to: Vec<String>,
+    /// Joined by spaces, which no name holds: arrays of arrays would have to be rectangular.
+    recipients: Vec<String>,
+    priority: Vec<i16>,
+    min_anonymity: Vec<i16>,
+    is_text: Vec<bool>,
+    size_bytes: Vec<i32>,
+    sealed: Vec<Vec<u8>>,
+    inbox_recipient: Vec<String>,
+    /// Which message, from 1.
+    inbox_message: Vec<i32>,
+    outbox: Vec<Owed>,
+    contact_peer: Vec<String>,
+    contact_other: Vec<String>,
+    contact_conversation: Vec<i64>,
+    carries_files: bool,
+}
+
+impl Rows {
+    fn push(&mut self, submission: &Submission, at: Time, sealed: Vec<u8>) {
+        let message = &submission.message;
+        let sender = message.sender.to_string();
+        let filed = conversation(&message.sender, &message.to);
+        let size = i32::try_from(message.content.bytes.len()).unwrap_or(i32::MAX);
+        let mut recipients = String::new();
+        for target in &submission.deliveries {
+            let recipient = target.recipient();
+            if !recipients.is_empty() {
+                recipients.push(' ');
+            }
+            recipients.push_str(&recipient);
+            match target {
+                Target::Local(_) => {
+                    self.inbox_recipient.push(recipient);
+                    self.inbox_message.push(self.message_id.len() as i32 + 1);
+                }
+                Target::Remote(_) | Target::Broadcast(_) => self.outbox.push(Owed {
+                    message_id: message.id.0,
+                    sender: sender.clone(),
+                    recipient,
+                    target: target.reached_through().unwrap_or_default(),
+                    accepted_at: at,
+                    conversation: filed,
+                    level: message.min_anonymity,
+                    has_lane: message.priority != Priority::Critical
+                        && matches!(target, Target::Remote(_)),
+                    priority: message.priority,
+                    size_bytes: size,
+                    expires_at: message.expires_at,
+                }),
+            }
+        }
+        self.carries_files |= !message.content.file_ids.is_empty();
+        self.message_id.push(message.id.0);
+        self.sender.push(sender);
+        self.accepted_at.push(at);
+        self.conversation.push(filed);
+        self.fingerprint.push(submission.fingerprint.to_vec());
+        self.expires_at.push(message.expires_at);
+        self.addressed_to.push(message.to.to_string());
+        self.recipients.push(recipients);
+        self.priority.push(words::priority_number(message.priority));
+        self.min_anonymity.push(words::level_number(message.min_anonymity));
+        self.is_text.push(message.content.is_text);
+        self.size_bytes.push(size);
+        self.sealed.push(sealed);
+    }
+
+    /// Whether one statement does it all.
+    fn is_plain(&self) -> bool {
+        self.outbox.is_empty() && self.contact_peer.is_empty() && !self.carries_files
+    }
+
+    /// Takes up the messages, by number, whose sender and recipient had not met before.
+    fn meet(&mut self, met: &[usize]) {
+        for &number in met {
+            self.contact_peer.push(self.sender[number].clone());
+            self.contact_other.push(self.addressed_to[number].clone());
+            self.contact_conversation.push(self.conversation[number]);
+        }
+    }
+
+    /// Inserts messages and inbox rows of those not known before; returns these.
+    async fn insert(
+        &self,
+        connection: &mut PgConnection,
+    ) -> sqlx::Result<HashMap<(Uuid, String), Time>> {
+        let rows = sqlx::query!(
+            r#"
+            with batch as (
+                select * from unnest(
+                    $1::uuid[], $2::text[], $3::timestamptz[], $4::bigint[], $5::bytea[],
+                    $6::timestamptz[], $7::text[], $8::text[], $9::smallint[], $10::smallint[],
+                    $11::boolean[], $12::integer[], $13::bytea[]
+                ) with ordinality as batch (
+                    message_id, sender, accepted_at, conversation, fingerprint, expires_at,
+                    addressed_to, recipients, priority, min_anonymity, is_text, size_bytes, sealed,
+                    number
+                )
+            ), fresh as (
+                insert into message_key
+                    (message_id, sender, accepted_at, conversation, fingerprint, expires_at)
+                select message_id, sender, accepted_at, conversation, fingerprint, expires_at
+                from batch
+                on conflict do nothing
+                returning message_id, sender, accepted_at
+            ), kept as (
+                insert into message (
+                    accepted_at, conversation, message_id, sender, addressed_to, recipients,
+                    expires_at, priority, min_anonymity, is_text, size_bytes, sealed
+                )
+                select accepted_at, conversation, message_id, sender, addressed_to,
+                       string_to_array(recipients, ' '), expires_at, priority, min_anonymity,
+                       is_text, size_bytes, sealed
+                from batch join fresh using (message_id, sender, accepted_at)
+            ), owed as (
+                insert into inbox (
+                    recipient, position, message_id, sender, accepted_at, conversation, expires_at,
+                    size_bytes
+                )
+                select d.recipient, b.accepted_at, b.message_id, b.sender, b.accepted_at,
+                       b.conversation, b.expires_at, b.size_bytes
+                from unnest($14::text[], $15::integer[]) as d (recipient, number)
+                join batch b on b.number = d.number
+                join fresh using (message_id, sender, accepted_at)
+            )
+            select message_id, sender, accepted_at from fresh
+            "#,
+            &self.message_id,
+            &self.sender,
+            &self.accepted_at,
+            &self.conversation,
+            &self.fingerprint,
+            &self.expires_at,
+            &self.addressed_to,
+            &self.recipients,
+            &self.priority,
+            &self.min_anonymity,
+            &self.is_text,
+            &self.size_bytes,
+            &self.sealed,
+            &self.inbox_recipient,
+            &self.inbox_message,
+        )
+        .fetch_all(connection)
+        .await?;
+        Ok(rows.into_iter().map(|row| ((row.message_id, row.sender), row.accepted_at)).collect())
+    }
+
+    /// Inserts what goes elsewhere, each with the next number of its lane.
+    async fn insert_outbox(
+        &self,
+        connection: &mut PgConnection,
+        fresh: &HashMap<(Uuid, String), Time>,
+    ) -> sqlx::Result<()> {
+        for owed in &self.outbox {
+            if !fresh.contains_key(&(owed.message_id, owed.sender.clone())) {
+                continue;
+            }
+            let lane_seq = match owed.has_lane {
+                true => Some(
+                    sqlx::query_scalar!(
+                        r#"
+                        insert into lane_out (sender, recipient, level, last_seq)
+                        values ($1, $2, $3, 1)
+                        on conflict (sender, recipient, level)
+                            do update set last_seq = lane_out.last_seq + 1
+                        returning last_seq
+                        "#,
+                        owed.sender,
+                        owed.recipient,
+                        words::level_number(owed.level),
+                    )
+                    .fetch_one(&mut *connection)
+                    .await?,
+                ),
+                false => None,
+            };
+            sqlx::query!(
+                r#"
+                insert into outbox (
+                    message_id, sender, recipient, accepted_at, conversation, target, level,
+                    lane_seq, priority, size_bytes, next_attempt_at, expires_at
+                ) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $4, $11)
+                "#,
+                owed.message_id,
+                owed.sender,
+                owed.recipient,
+                owed.accepted_at,
+                owed.conversation,
+                owed.target,
+                words::level_number(owed.level),
+                lane_seq,
+                words::priority_number(owed.priority),
+                owed.size_bytes,
+                owed.expires_at,
+            )
+            .execute(&mut *connection)
+            .await?;
+        }
+        Ok(())
+    }
+
+    async fn insert_contacts(&self, connection: &mut PgConnection) -> sqlx::Result<()> {
+        sqlx::query!(
+            r#"
+            insert into contact (peer, other, conversation)
+            select distinct * from unnest($1::text[], $2::text[], $3::bigint[])
+            order by 1, 2
+            on conflict do nothing
+            "#,
+            &self.contact_peer,
+            &self.contact_other,
+            &self.contact_conversation,
+        )
+        .execute(connection)
+        .await
+        .map(drop)
+    }
+}
+
+/// The target of a stored row, back from its names.
+pub(super) fn target(recipient: &str) -> sqlx::Result<Target> {
+    match recipient.strip_prefix("transport:") {
+        Some(transport) => Ok(Target::Broadcast(transport.to_owned())),
+        None => words::parse(recipient).map(Target::Remote),
+    }
+}

@@ -1,0 +1,266 @@
+//! Who waits on this replica: sockets and polls that want to hear of messages, receipts and
+//! presence.
+//!
+//! A wake-up is a hint and carries nothing: whoever is woken looks into the store. So a wake-up
+//! that is lost costs latency, never a message, and a slow reader holds nobody up.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use fieldpost_delivery::Settled;
+use fieldpost_envelope::PeerId;
+use tokio::sync::{Notify, mpsc};
+
+/// How many receipts and presence changes wait for one slow socket; beyond, they are dropped and
+/// the client asks for the states that it wants.
+const EVENTS_WAITING: usize = 64;
+
+/// What a socket is told besides its messages.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Event {
+    /// A delivery of something that the peer sent has moved on.
+    Receipt(Settled),
+    /// Another peer came or went.
+    Presence {
+        /// Which.
+        peer: PeerId,
+        /// Whether it is online now.
+        online: bool,
+    },
+    /// The token that opened the socket was renewed.
+    Revoked,
+}
+
+/// All subscriptions of this replica.
+#[derive(Clone, Default)]
+pub struct Subscribers(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    peers: RwLock<HashMap<PeerId, Vec<Arc<Slot>>>>,
+    sockets: AtomicUsize,
+    next: AtomicU64,
+}
+
+struct Slot {
+    number: u64,
+    is_socket: bool,
+    inbox: Notify,
+    events: Option<mpsc::Sender<Event>>,
+}
+
+impl Subscribers {
+    /// Subscribes a socket of `peer` to its inbox and its events.
+    pub fn socket(&self, peer: PeerId) -> Subscription {
+        let (sender, receiver) = mpsc::channel(EVENTS_WAITING);
+        self.subscribe(peer, true, Some(sender), Some(receiver))
+    }
+
+    /// Subscribes a poll of `peer` to its inbox.
+    pub fn poll(&self, peer: PeerId) -> Subscription {
+        self.subscribe(peer, false, None, None)
+    }
+
+    fn subscribe(
+        &self,
+        peer: PeerId,
+        is_socket: bool,
+        sender: Option<mpsc::Sender<Event>>,
+        events: Option<mpsc::Receiver<Event>>,
+    ) -> Subscription {
+        let slot = Arc::new(Slot {
+            number: self.0.next.fetch_add(1, Ordering::Relaxed),
+            is_socket,
+            inbox: Notify::new(),
+            events: sender,
+        });
+        if is_socket {
+            self.0.sockets.fetch_add(1, Ordering::Relaxed);
+        }
+        self.write().entry(peer.clone()).or_default().push(slot.clone());
+        Subscription { subscribers: self.clone(), peer, slot, events }
+    }
+
+    /// Lets everybody who waits for one of `peers` look into its inbox.
+    pub fn wake<'a>(&self, peers: impl IntoIterator<Item = &'a PeerId>) {
+        let map = self.read();
+        for peer in peers {
+            for slot in map.get(peer).into_iter().flatten() {
+                slot.inbox.notify_one();
+            }
+        }
+    }
+
+    /// Lets everybody look: something may have been missed.
+    pub fn wake_all(&self) {
+        self.read().values().flatten().for_each(|slot| slot.inbox.notify_one());
+    }
+
+    /// Tells all sockets of `peer`.
+    pub fn tell(&self, peer: &PeerId, event: &Event) {
+        for slot in self.read().get(peer).into_iter().flatten() {
+            if let Some(events) = &slot.events {
+                // A full queue is a slow reader; its client asks for states when it is back.
+                let _ = events.try_send(event.clone());
+            }
+        }
+    }
+
+    /// Ends all sockets of `peer`.
+    pub fn revoke(&self, peer: &PeerId) {
+        let mut map = self.write();
+        for slot in map.get(peer).into_iter().flatten() {
+            if let Some(events) = &slot.events
+                && events.try_send(Event::Revoked).is_err()
+            {
+                slot.inbox.notify_one();
+            }
+        }
+        // Slots without a queue entry notice by being gone from the map.
+        if let Some(slots) = map.get_mut(peer) {
+            slots.retain(|slot| !slot.is_socket);
+        }
+    }
+
+    /// Whether `peer` has an open socket here.
+    pub fn is_connected(&self, peer: &PeerId) -> bool {
+        self.read().get(peer).is_some_and(|slots| slots.iter().any(|slot| slot.is_socket))
+    }
+
+    /// The peers that have an open socket here.
+    pub fn connected(&self) -> Vec<PeerId> {
+        let map = self.read();
+        map.iter()
+            .filter(|(_, slots)| slots.iter().any(|slot| slot.is_socket))
+            .map(|(peer, _)| peer.clone())
+            .collect()
+    }
+
+    /// How many peers have an open socket here.
+    pub fn connected_peers(&self) -> usize {
+        self.read().values().filter(|slots| slots.iter().any(|slot| slot.is_socket)).count()
+    }
+
+    /// How many sockets are open here.
+    pub fn sockets(&self) -> usize {
+        self.0.sockets.load(Ordering::Relaxed)
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<PeerId, Vec<Arc<Slot>>>> {
+        self.0.peers.read().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<PeerId, Vec<Arc<Slot>>>> {
+        self.0.peers.write().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// One socket or poll that waits; ends when dropped.
+pub struct Subscription {
+    subscribers: Subscribers,
+    peer: PeerId,
+    slot: Arc<Slot>,
+    events: Option<mpsc::Receiver<Event>>,
+}
+
+impl Subscription {
+    /// Waits until the inbox may have grown since the last look. Wake-ups that came meanwhile are
+    /// one. Cancel safe.
+    pub async fn inbox_grew(&self) {
+        self.slot.inbox.notified().await;
+    }
+
+    /// Waits for either the inbox to have grown (`None`) or an event. Cancel safe.
+    pub async fn next(&mut self) -> Option<Event> {
+        match &mut self.events {
+            Some(events) => tokio::select! {
+                () = self.slot.inbox.notified() => None,
+                event = events.recv() => event,
+            },
+            None => {
+                self.slot.inbox.notified().await;
+                None
+            }
+        }
+    }
+
+    /// Whether the peer's token was renewed since this socket was opened.
+    pub fn is_revoked(&self) -> bool {
+        let map = self.subscribers.read();
+        !map.get(&self.peer)
+            .is_some_and(|slots| slots.iter().any(|slot| slot.number == self.slot.number))
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        if self.slot.is_socket {
+            self.subscribers.0.sockets.fetch_sub(1, Ordering::Relaxed);
+        }
+        let mut map = self.subscribers.write();
+        if let Some(slots) = map.get_mut(&self.peer) {
+            slots.retain(|slot| slot.number != self.slot.number);
+            if slots.is_empty() {
+                map.remove(&self.peer);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_wake_up_before_the_wait_is_not_lost_and_others_are_not_woken() {
+        let subscribers = Subscribers::default();
+        let (alice, bob) = (name("alice"), name("bob"));
+        let mut first = subscribers.socket(alice.clone());
+        let second = subscribers.poll(bob.clone());
+        subscribers.wake([&alice]);
+        assert_eq!(first.next().await, None);
+        let woken = futures_util::FutureExt::now_or_never(second.inbox_grew());
+        assert_eq!(woken, None);
+    }
+
+    #[tokio::test]
+    async fn an_older_socket_that_closes_leaves_the_newer_one_connected() {
+        let subscribers = Subscribers::default();
+        let alice = name("alice");
+        let older = subscribers.socket(alice.clone());
+        let mut newer = subscribers.socket(alice.clone());
+        drop(older);
+        assert!(subscribers.is_connected(&alice));
+        assert_eq!(subscribers.sockets(), 1);
+        subscribers.wake([&alice]);
+        assert_eq!(newer.next().await, None);
+        drop(newer);
+        assert!(!subscribers.is_connected(&alice));
+    }
+
+    #[tokio::test]
+    async fn renewal_ends_sockets_even_when_their_queue_is_full() {
+        let subscribers = Subscribers::default();
+        let alice = name("alice");
+        let mut socket = subscribers.socket(alice.clone());
+        let event = Event::Presence { peer: name("bob"), online: true };
+        for _ in 0..2 * EVENTS_WAITING {
+            subscribers.tell(&alice, &event);
+        }
+        subscribers.revoke(&alice);
+        assert!(socket.is_revoked());
+        assert!(!subscribers.is_connected(&alice));
+        while let Some(seen) = socket.next().await {
+            assert_eq!(seen, event);
+        }
+    }
+
+    fn name(text: &str) -> PeerId {
+        text.parse().expect("a valid name")
+    }
+}
