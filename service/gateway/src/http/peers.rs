@@ -70,8 +70,7 @@ pub(super) async fn register(
     headers: HeaderMap,
     Json(request): Json<RegisterPeer>,
 ) -> Result<(StatusCode, axum::Json<RegisteredPeer>), ApiError> {
-    let invite = request.invite.clone();
-    let newcomer = request.into_new_peer(gateway.config.auth)?;
+    let (newcomer, invite) = request.checked(gateway.config.auth)?;
     let (peer, token) =
         register_peer(&gateway, &caller, address, &newcomer, invite.as_deref()).await?;
     let token = match token {
@@ -391,6 +390,8 @@ pub fn default_audience(auth: Auth) -> ShownTo {
 pub const MAX_ON_AIR: i64 = 50;
 /// Characters of a public key, which may be of any kind.
 pub const MAX_PUBLIC_KEY: usize = 4096;
+/// Characters of an invite; more than any has.
+const MAX_INVITE: usize = 200;
 /// Characters of a display name.
 pub const MAX_DISPLAY_NAME: usize = 100;
 
@@ -484,11 +485,12 @@ pub struct RegisterPeer {
     /// base64, it can renew a lost token.
     #[schema(
         max_length = 4096,
+        pattern = r"^[^\u0000]*$",
         example = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
     )]
     public_key: String,
     /// A name for people.
-    #[schema(max_length = 100, example = "Alice")]
+    #[schema(max_length = 100, pattern = r"^[^\u0000]*$", example = "Alice")]
     display_name: Option<String>,
     /// Whether to get broadcasts; true unless given.
     subscribe_broadcast: Option<bool>,
@@ -502,12 +504,16 @@ pub struct RegisterPeer {
     /// Whether strangers find it in the list of peers; true unless given.
     listed: Option<bool>,
     /// Where the gateway admits newcomers by invite: the invite.
-    #[schema(max_length = 200, example = "fpi_4Jx0kYxwT3mTfW0Yv0m7rZVh3d7v7lX2eC9oQ1bN5sA")]
+    #[schema(
+        max_length = 200,
+        pattern = r"^[^\u0000]*$",
+        example = "fpi_4Jx0kYxwT3mTfW0Yv0m7rZVh3d7v7lX2eC9oQ1bN5sA"
+    )]
     invite: Option<String>,
 }
 
 impl RegisterPeer {
-    fn into_new_peer(self, auth: Auth) -> Result<NewPeer, ApiError> {
+    fn checked(self, auth: Auth) -> Result<(NewPeer, Option<String>), ApiError> {
         let id = PeerId::parse(&self.peer_id)
             .map_err(|error| ApiError::invalid("body.peer_id", format!("peer_id: {error}")))?;
         let settings = UpdatePeer {
@@ -517,7 +523,9 @@ impl RegisterPeer {
             presence: self.presence,
             listed: self.listed,
         };
-        Ok(NewPeer {
+        let invite =
+            self.invite.map(|invite| fields::text("invite", invite, 0, MAX_INVITE)).transpose()?;
+        let newcomer = NewPeer {
             id,
             public_key: fields::text("public_key", self.public_key, 0, MAX_PUBLIC_KEY)?,
             settings: settings.into_settings()?,
@@ -527,7 +535,8 @@ impl RegisterPeer {
                 max_on_air: MAX_ON_AIR,
             },
             online_until: None,
-        })
+        };
+        Ok((newcomer, invite))
     }
 }
 
@@ -535,7 +544,7 @@ impl RegisterPeer {
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct UpdatePeer {
     /// A name for people; the empty text takes it away.
-    #[schema(max_length = 100, example = "Alice")]
+    #[schema(max_length = 100, pattern = r"^[^\u0000]*$", example = "Alice")]
     display_name: Option<String>,
     /// Whether to get broadcasts.
     subscribe_broadcast: Option<bool>,
@@ -756,7 +765,7 @@ pub struct SocketTicket {
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct CreateInvite {
     /// What it is for; shown to nobody.
-    #[schema(max_length = 200, example = "the Sunday hikers")]
+    #[schema(max_length = 200, pattern = r"^[^\u0000]*$", example = "the Sunday hikers")]
     note: Option<String>,
     /// How many peers may register with it.
     #[schema(minimum = 1, maximum = 10000, default = 1)]

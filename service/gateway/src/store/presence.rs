@@ -38,7 +38,7 @@ impl Store {
         let _turn = self.open_sockets.turn(peer).lock().await;
         self.open_sockets.opened(peer);
         let now = self.clock.now();
-        let was_online = sqlx::query_scalar!(
+        let before = sqlx::query!(
             r#"
             with before as (
                 select
@@ -64,7 +64,9 @@ impl Store {
                 update peer set last_seen_at = $3, stated_online = null, stated_until = null
                 where id = $1
             )
-            select online as "online!" from before
+            -- Not worth a wait for the disk: leases are renewed anyway.
+            select online as "online!", set_config('synchronous_commit', 'off', true) as relaxed
+            from before
             "#,
             peer.as_str(),
             replica,
@@ -73,7 +75,7 @@ impl Store {
         )
         .fetch_optional(&self.pool)
         .await?;
-        Ok(Presence { online: true, changed: was_online == Some(false) })
+        Ok(Presence { online: true, changed: before.is_some_and(|before| !before.online) })
     }
 
     /// Counts one open socket of `peer` less; the last one to close takes the lease with it.
@@ -110,7 +112,8 @@ impl Store {
                 exists (
                     select from presence
                     where peer = $1 and replica <> $2 and expires_at > $3
-                ) as "elsewhere!"
+                ) as "elsewhere!",
+                set_config('synchronous_commit', 'off', true) as relaxed
             from before
             "#,
             peer.as_str(),
