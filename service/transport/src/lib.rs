@@ -1,1 +1,128 @@
-//! The transport trait and its adapters.
+//! The transport trait and its adapters: ways of carrying signed envelopes to other gateways.
+//!
+//! Only this crate knows protocols. The gateway sees a name, what the transport can do, what it
+//! reaches, and two ends to put envelopes in and take them out.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use async_trait::async_trait;
+use fieldpost_envelope::SignedEnvelope;
+use serde::Serialize;
+use thiserror::Error;
+use tokio::sync::watch;
+
+/// One way of carrying envelopes to other gateways and to phones.
+///
+/// `Ok` from [`send`](Self::send) means that the transport has taken charge of the envelope, never
+/// that the recipient has it. The outbox keeps the delivery until a receipt comes back.
+#[async_trait]
+pub trait Transport: Send + Sync {
+    /// A short stable name, for routing rules, metrics and spans.
+    fn name(&self) -> &'static str;
+
+    /// What it can do, whatever its state.
+    fn capabilities(&self) -> Capabilities;
+
+    /// What can be reached now, from local knowledge alone, and a way to wait for changes: gateway
+    /// ids, phones, and `transport:<name>` where a broadcast would be heard.
+    fn reachable(&self) -> watch::Receiver<Arc<BTreeSet<String>>>;
+
+    /// Takes charge of one envelope to `target`, or says why not.
+    ///
+    /// If the future is dropped, the envelope may or may not leave. Sending it again is safe:
+    /// recipients discard a message they already hold.
+    async fn send(&self, target: &str, envelope: SignedEnvelope) -> Result<(), SendError>;
+
+    /// Waits for the next envelope addressed to this gateway, as it came; `None` once the
+    /// transport has shut. Nothing in it has been verified.
+    async fn receive(&self) -> Option<Vec<u8>>;
+
+    /// Its state in figures.
+    fn status(&self) -> Status;
+
+    /// Stops taking envelopes, lets those under way finish, and ends its tasks.
+    async fn shutdown(&self);
+}
+
+/// What a transport can do (design, section 7; names of the mirrored API's capabilities).
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Capabilities {
+    /// To one recipient.
+    pub supports_unicast: bool,
+    /// To everybody in reach.
+    pub supports_broadcast: bool,
+    /// To a group.
+    pub supports_multicast: bool,
+    /// The largest content, in bytes.
+    pub max_message_size: usize,
+    /// How long a message usually takes, in milliseconds.
+    pub typical_latency_ms: u32,
+    /// How much it usually carries, in Mbit/s.
+    pub bandwidth_mbps: f64,
+    /// Whether it works without any network.
+    pub is_offline_capable: bool,
+    /// Whether it needs the internet.
+    pub requires_internet: bool,
+    /// Whether third parties cannot read what it carries.
+    pub provides_encryption: bool,
+    /// Whether a key stolen later opens nothing sent before.
+    pub supports_forward_secrecy: bool,
+    /// The anonymity level, 0 to 3.
+    pub anonymity_level: u8,
+    /// `low`, `medium` or `high`.
+    pub battery_impact: &'static str,
+    /// `low`, `medium` or `high`.
+    pub data_cost_impact: &'static str,
+    /// Whether it keeps envelopes for recipients that are away.
+    pub supports_store_and_forward: bool,
+    /// Whether others pass envelopes on.
+    pub supports_multi_hop: bool,
+    /// Over how many links at most.
+    pub max_hops: u8,
+}
+
+/// A transport's state in figures.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Status {
+    /// Whether it runs.
+    pub is_available: bool,
+    /// Whether it reaches anybody.
+    pub is_connected: bool,
+    /// From 0 to 1.
+    pub connection_quality: f64,
+    /// Envelopes it took charge of.
+    pub envelopes_sent: u64,
+    /// Envelopes that came.
+    pub envelopes_received: u64,
+}
+
+/// Why a transport did not take charge.
+#[derive(Clone, Debug, Eq, Error, PartialEq)]
+pub enum SendError {
+    /// Nothing leads there now.
+    #[error("{target} is out of reach")]
+    Unreachable {
+        /// What was to be reached.
+        target: String,
+    },
+    /// The envelope is larger than the transport carries.
+    #[error("{size} bytes are too much for this transport: at most {limit}")]
+    TooLarge {
+        /// Its size in bytes.
+        size: usize,
+        /// The most that would do.
+        limit: usize,
+    },
+    /// Too much is under way already.
+    #[error("the transport is busy: {limit} envelopes wait already")]
+    Busy {
+        /// How many may wait.
+        limit: usize,
+    },
+    /// It broke.
+    #[error("the transport failed: {0}")]
+    Failed(String),
+    /// It has been shut down.
+    #[error("the transport is shut")]
+    Shut,
+}
