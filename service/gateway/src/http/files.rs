@@ -201,9 +201,9 @@ pub(super) async fn delete(
     params(
         ("file_id" = String, Path, description = "The file", min_length = 32, max_length = 32, pattern = "^[0-9a-f]{32}$", example = "9c1d5e70b3a24f6c8e0d7a92f1b4c653"),
         ("index" = i32, Path, description = "The chunk's place, from 0", minimum = 0, maximum = 1023, example = 0),
-        ("content-digest" = Option<String>, Header, description = "The body's SHA-256 (RFC 9530), checked if given", pattern = "^sha-256=:[A-Za-z0-9+/]{43}=:$", example = "sha-256=:LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=:"),
+        ("content-digest" = Option<String>, Header, nullable = false, description = "The body's SHA-256 (RFC 9530), checked if given", pattern = "^sha-256=:[A-Za-z0-9+/]{43}=:$", example = "sha-256=:LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=:"),
     ),
-    request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "The chunk's bytes"),
+    request_body(content = FileContent, content_type = "application/octet-stream", description = "The chunk's bytes"),
     responses(
         (status = 200, description = "The chunk was there already", body = FileChunk, example = json!({
             "index": 0, "size_bytes": 1048576, "uploaded_at": "2026-11-23T09:00:01.000000Z",
@@ -226,9 +226,9 @@ pub(super) async fn put_chunk(
 ) -> Result<(StatusCode, axum::Json<FileChunk>), ApiError> {
     let uploader = caller.require()?;
     let body = body.map_err(|error| body_error(error.status(), &error.body_text()))?;
-    check_digest(&headers, &body)?;
     let reader = FileReader::Uploader(&uploader);
     let file = gateway.store.file(known_file(&file_id)?, reader).await??;
+    check_digest(&headers, &body)?;
     let (chunk, is_new) = gateway.store.store_chunk(&file, index, &body).await??;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, axum::Json(FileChunk::from(&chunk))))
@@ -246,18 +246,18 @@ pub(super) async fn put_chunk(
     tag = "files",
     params(
         ("file_id" = String, Path, description = "The file", min_length = 32, max_length = 32, pattern = "^[0-9a-f]{32}$", example = "9c1d5e70b3a24f6c8e0d7a92f1b4c653"),
-        ("range" = Option<String>, Header, description = "The part that is wanted", example = "bytes=1048576-"),
-        ("if-range" = Option<String>, Header, description = "An `ETag`: if the file has another, the whole is sent"),
-        ("if-none-match" = Option<String>, Header, description = "An `ETag`: if the file has it, nothing is sent"),
+        ("range" = Option<String>, Header, nullable = false, description = "The part that is wanted", example = "bytes=1048576-"),
+        ("if-range" = Option<String>, Header, nullable = false, description = "An `ETag`: if the file has another, the whole is sent"),
+        ("if-none-match" = Option<String>, Header, nullable = false, description = "An `ETag`: if the file has it, nothing is sent"),
     ),
     responses(
-        (status = 200, description = "The whole file", body = Vec<u8>, content_type = "application/octet-stream", headers(
+        (status = 200, description = "The whole file", body = FileContent, content_type = "application/octet-stream", headers(
             ("etag" = String, description = "The file's SHA-256 in hexadecimal digits, quoted"),
             ("accept-ranges" = String, description = "`bytes`"),
             ("content-disposition" = String, description = "`attachment` with the file's name"),
             ("repr-digest" = String, description = "The whole file's SHA-256 (RFC 9530)"),
         )),
-        (status = 206, description = "The part that was asked for", body = Vec<u8>, content_type = "application/octet-stream", headers(
+        (status = 206, description = "The part that was asked for", body = FileContent, content_type = "application/octet-stream", headers(
             ("content-range" = String, description = "Which bytes, of how many"),
             ("etag" = String, description = "The file's SHA-256 in hexadecimal digits, quoted"),
         )),
@@ -387,6 +387,12 @@ pub(super) struct FileChunk {
     /// When it came.
     uploaded_at: DateTime<Utc>,
 }
+
+/// The bytes of a file or of a part of it.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "it describes bytes, which are sent and received as they are")]
+pub(super) struct FileContent(Vec<u8>);
 
 impl File {
     fn of(file: &FileRecord, chunks: Option<&[ChunkRecord]>) -> Self {

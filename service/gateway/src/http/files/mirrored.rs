@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
-use super::{content, known_file, new_file, reader};
+use super::{FileContent, content, known_file, new_file, reader};
 use crate::{
     Gateway,
     http::{
@@ -96,13 +96,15 @@ pub(super) async fn upload_chunk(
     Path((file_id, index)): Path<(String, i64)>,
     parts: Result<Multipart, MultipartRejection>,
 ) -> Result<axum::Json<BitchatChunk>, ApiError> {
+    // Read before anything is refused: a client in the middle of its body would see the
+    // connection break instead of the answer.
+    let content = chunk_data(parts).await;
     let uploader = match whoever_may_read(&caller)? {
         FileReader::Peer(peer) => FileReader::Uploader(peer),
         other => other,
     };
     let file = gateway.store.file(known_file(&file_id)?, uploader).await??;
-    let content = chunk_data(parts).await?;
-    let (chunk, _) = gateway.store.store_chunk(&file, index, &content).await??;
+    let (chunk, _) = gateway.store.store_chunk(&file, index, &content?).await??;
     Ok(axum::Json(BitchatChunk::of(&file, &chunk)))
 }
 
@@ -147,13 +149,13 @@ pub(super) async fn chunks(
     tag = "bitchat",
     params(
         ("file_id" = String, Path, description = "The file", min_length = 32, max_length = 32, pattern = "^[0-9a-f]{32}$", example = "9c1d5e70b3a24f6c8e0d7a92f1b4c653"),
-        ("range" = Option<String>, Header, description = "The part that is wanted", example = "bytes=1048576-"),
+        ("range" = Option<String>, Header, nullable = false, description = "The part that is wanted", example = "bytes=1048576-"),
     ),
     responses(
-        (status = 200, description = "The file", body = Vec<u8>, content_type = "application/octet-stream", headers(
+        (status = 200, description = "The file", body = FileContent, content_type = "application/octet-stream", headers(
             ("content-disposition" = String, description = "`attachment` with the file's name"),
         )),
-        (status = 206, description = "The part that was asked for", body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 206, description = "The part that was asked for", body = FileContent, content_type = "application/octet-stream"),
         (status = 304, description = "The caller has this file"),
         (status = "4XX", description = "There is no such file, or it is unfinished (409)", body = Detail),
         (status = "5XX", description = "The gateway failed", body = Detail),
@@ -231,7 +233,7 @@ pub(super) struct BitchatUpload {
 #[expect(dead_code, reason = "it describes a form, which is read part by part")]
 pub(super) struct BitchatChunkUpload {
     /// The chunk's bytes.
-    #[schema(content_media_type = "application/octet-stream")]
+    #[schema(value_type = String, format = Binary)]
     chunk_data: Vec<u8>,
 }
 
