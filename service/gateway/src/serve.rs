@@ -234,3 +234,112 @@ impl AsyncWrite for Connection {
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        sync::Notify,
+        task::JoinHandle,
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn one_connection_too_many_gets_503_and_a_closed_one_makes_room() {
+        let (address, stop, server) = start(1, None, greeting()).await;
+        let mut first = TcpStream::connect(address).await.unwrap();
+        assert!(ask(&mut first).await.starts_with("HTTP/1.1 200"));
+        let mut second = TcpStream::connect(address).await.unwrap();
+        let mut refusal = String::new();
+        second.read_to_string(&mut refusal).await.unwrap();
+        assert!(refusal.starts_with("HTTP/1.1 503"), "{refusal}");
+        assert!(refusal.contains("Retry-After"), "{refusal}");
+        drop(first);
+        // The server notices the close in its own time, so ask until it has.
+        loop {
+            let mut third = TcpStream::connect(address).await.unwrap();
+            if ask(&mut third).await.starts_with("HTTP/1.1 200") {
+                break;
+            }
+        }
+        stop.cancel();
+        server.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_request_that_has_begun_is_answered_after_stop() {
+        let (began, may_end) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let app = Router::new().route("/", {
+            let (began, may_end) = (began.clone(), may_end.clone());
+            get(async move || {
+                began.notify_one();
+                may_end.notified().await;
+                "done"
+            })
+        });
+        let (address, stop, server) = start(8, None, app).await;
+        let asking = tokio::spawn(async move {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            ask(&mut stream).await
+        });
+        began.notified().await;
+        stop.cancel();
+        may_end.notify_one();
+        assert!(asking.await.unwrap().ends_with("done"));
+        server.await.unwrap();
+        assert!(TcpStream::connect(address).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn speaks_tls_with_the_operators_certificate() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key =
+            PrivateKeyDer::from_pem_slice(made.signing_key.serialize_pem().as_bytes()).unwrap();
+        let settings = rustls::ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        let tls = TlsAcceptor::from(Arc::new(settings));
+        let (address, stop, server) = start(8, Some(tls), greeting()).await;
+
+        let mut roots = RootCertStore::empty();
+        roots.add(made.cert.der().clone()).unwrap();
+        let client = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
+        let stream = TcpStream::connect(address).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let mut stream = connector.connect(name, stream).await.unwrap();
+        assert!(ask(&mut stream).await.ends_with("hello"));
+        drop(stream);
+        stop.cancel();
+        server.await.unwrap();
+    }
+
+    fn greeting() -> Router {
+        Router::new().route("/", get(async || "hello"))
+    }
+
+    async fn start(
+        connections: usize,
+        tls: Option<TlsAcceptor>,
+        app: Router,
+    ) -> (SocketAddr, CancellationToken, JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let server = Server { listener, app, tls, connections };
+        (address, stop.clone(), tokio::spawn(server.run(stop, Duration::from_secs(60))))
+    }
+
+    async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> String {
+        // A refused connection may be closed before the request is written.
+        let _ = stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+        let mut answer = vec![0; 1024];
+        let length = stream.read(&mut answer).await.unwrap_or(0);
+        String::from_utf8_lossy(&answer[..length]).into_owned()
+    }
+}
