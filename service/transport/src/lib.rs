@@ -3,6 +3,8 @@
 //! Only this crate knows protocols. The gateway sees a name, what the transport can do, what it
 //! reaches, and two ends to put envelopes in and take them out.
 
+mod memory;
+
 use std::{collections::BTreeSet, sync::Arc};
 
 use async_trait::async_trait;
@@ -10,6 +12,8 @@ use fieldpost_envelope::SignedEnvelope;
 use serde::Serialize;
 use thiserror::Error;
 use tokio::sync::watch;
+
+pub use memory::{Faults, MemoryNetwork, MemoryOptions, MemoryTransport};
 
 /// One way of carrying envelopes to other gateways and to phones.
 ///
@@ -67,8 +71,12 @@ pub struct Capabilities {
     pub provides_encryption: bool,
     /// Whether a key stolen later opens nothing sent before.
     pub supports_forward_secrecy: bool,
-    /// The anonymity level, 0 to 3.
+    /// The anonymity level as it stands, 0 to 3.
     pub anonymity_level: u8,
+    /// The best level that it can ever declare, so that a message may wait for it.
+    pub best_anonymity_level: u8,
+    /// Whether it reaches phones that are no gateways.
+    pub reaches_phones: bool,
     /// `low`, `medium` or `high`.
     pub battery_impact: &'static str,
     /// `low`, `medium` or `high`.
