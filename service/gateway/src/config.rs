@@ -165,6 +165,14 @@ impl Config {
         })
     }
 
+    /// Whether commits are announced to other replicas over Postgres.
+    pub fn announces(&self) -> bool {
+        match self.bus.as_deref() {
+            Some(bus) => bus == "postgres",
+            None => self.database.database_url.is_some(),
+        }
+    }
+
     /// What clap cannot check: combinations that are unsafe or not built.
     ///
     /// # Errors

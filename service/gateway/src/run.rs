@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    Gateway, Shared, accept,
+    Gateway, bus, Shared, accept,
     clock::Clock,
     config::{Auth, Config},
     database::{Database, Keeper, Unusable},
@@ -73,7 +73,8 @@ async fn serve_observed(config: Config) -> anyhow::Result<()> {
 
     let Database { options, embedded, master_key } = Database::open(&config.database).await?;
     let clock = Clock::default();
-    let store = Store::new(schema::pool(options.clone()), clock.clone(), master_key);
+    let store = Store::new(schema::pool(options.clone()), clock.clone(), master_key)
+        .announcing(config.announces());
     let readiness = Readiness::starting();
     let mut workers = Workers::new();
     let keeper = Keeper::new(options, store.clone(), clock.clone(), readiness.clone());
@@ -110,6 +111,9 @@ async fn serve_observed(config: Config) -> anyhow::Result<()> {
         config,
     });
     spawn_workers(&mut workers, &gateway, writers);
+    if gateway.config.announces() {
+        workers.spawn("bus", workers.until_stop(bus::listen(gateway.clone())));
+    }
     let upkeep = metrics.clone();
     workers.spawn(
         "metrics",

@@ -17,12 +17,14 @@ use crate::{
 };
 
 mod access;
+mod bus;
 mod contacts;
 mod content;
 mod delivery;
 pub mod identity;
 mod inbox;
 mod messages;
+mod mirrored;
 mod outbox;
 mod partitions;
 pub mod files;
@@ -33,6 +35,7 @@ pub mod quota;
 pub mod schema;
 mod words;
 
+pub use bus::{Wake, Wakes};
 pub use groups::{FanOut, GroupTraffic};
 pub use access::{MAX_INVITES, MAX_TICKETS, NONCE_LIFETIME, Renewed, TICKET_LIFETIME, TokenHolder};
 pub use peers::{
@@ -40,6 +43,7 @@ pub use peers::{
 };
 pub use presence::{LEASE, Presence};
 pub use quota::{Full, Quotas};
+pub use mirrored::Traffic;
 pub use messages::{Page, conversation, status_of};
 
 /// What the gateway keeps, in Postgres.
@@ -57,6 +61,8 @@ pub struct Store {
     /// The latest time given to a message here; the next is later.
     last_accepted: Arc<Mutex<DateTime<Utc>>>,
     contacts: Arc<Contacts>,
+    /// Whether commits are announced to other replicas.
+    announces: bool,
     tokens: Arc<access::Tokens>,
     known_peers: Arc<peers::KnownPeers>,
     counters: Arc<peers::Counters>,
@@ -64,9 +70,15 @@ pub struct Store {
 }
 
 impl Store {
+    /// The same store, announcing its commits to other replicas or not.
+    pub fn announcing(self, announces: bool) -> Self {
+        Self { announces, ..self }
+    }
+
     /// A store over `pool`; nothing is read yet.
     pub fn new(pool: PgPool, clock: Clock, master_key: MasterKey) -> Self {
         Self { pool, clock, master_key: Arc::new(master_key), identity: Arc::default(), open_keys: Arc::default(), last_accepted: Arc::default(), contacts: Arc::default(),
+            announces: false,
             tokens: Arc::default(),
             known_peers: Arc::default(),
             counters: Arc::default(),

@@ -72,14 +72,19 @@ impl Store {
         }
         let met = self.contacts.unknown(&rows.sender, &rows.addressed_to);
         rows.meet(&met);
-        let fresh = if rows.is_plain() {
+        let fresh = if rows.is_plain() && !self.announces {
             rows.insert(&mut *self.pool.acquire().await?).await?
         } else {
             let mut transaction = self.pool.begin().await?;
             let fresh = rows.insert(&mut transaction).await?;
             rows.insert_outbox(&mut transaction, &fresh).await?;
-            rows.insert_contacts(&mut transaction).await?;
+            if !rows.contact_peer.is_empty() {
+                rows.insert_contacts(&mut transaction).await?;
+            }
             grant_files(&mut transaction, batch, &fresh).await?;
+            if self.announces && !rows.inbox_recipient.is_empty() {
+                self.announce(&mut transaction, &rows.inbox_recipient).await?;
+            }
             transaction.commit().await?;
             self.contacts.remember(&rows.contact_peer, &rows.contact_other);
             fresh
