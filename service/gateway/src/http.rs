@@ -17,6 +17,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::{Gateway, readiness, http::error::ApiError};
 
+pub mod bitchat;
 pub mod caller;
 pub mod docs;
 pub mod error;
@@ -41,6 +42,7 @@ pub const MAX_BODY_BYTES: usize = 2_621_440;
 /// Every resource of every surface, documented.
 fn resources() -> OpenApiRouter<Gateway> {
     OpenApiRouter::with_openapi(docs::frame())
+        .merge(bitchat::routes())
         .merge(files::routes())
         .merge(groups::routes())
         .merge(inbox::routes())

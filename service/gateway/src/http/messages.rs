@@ -195,7 +195,7 @@ async fn talks(gateway: &Gateway, peer: &PeerId, with: Option<&str>) -> Result<V
 const MAX_TALKS: i64 = 10_000;
 
 /// A recipient is not shown in a list what it might never be shown in its inbox.
-fn is_shown(peer: &PeerId, record: &Record) -> bool {
+pub(super) fn is_shown(peer: &PeerId, record: &Record) -> bool {
     is_sender(peer, record)
         || own_delivery(peer, record).is_some_and(|delivery| {
             !matches!(delivery.status, MessageStatus::Pending | MessageStatus::Cancelled)
@@ -207,7 +207,7 @@ pub(super) fn is_sender(peer: &PeerId, record: &Record) -> bool {
     sender.gateway.is_none() && sender.peer == *peer
 }
 
-fn own_delivery<'a>(peer: &PeerId, record: &'a Record) -> Option<&'a DeliveryRecord> {
+pub(super) fn own_delivery<'a>(peer: &PeerId, record: &'a Record) -> Option<&'a DeliveryRecord> {
     record.deliveries.iter().find(|delivery| delivery.recipient == peer.as_str())
 }
 

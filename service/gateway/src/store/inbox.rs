@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fieldpost_delivery::{
-    Confirm, Held, Inbound, InboxEntry, Received, Seq, Settled, Time, known_after, pass_over,
+    Confirm, Held, Inbound, InboxEntry, Message, Received, Seq, Settled, Time, known_after, pass_over,
     release,
 };
 use fieldpost_envelope::{GatewayId, LaneSeq, MessageId, MessageStatus, PeerId, Recipient};
@@ -178,7 +178,7 @@ impl Store {
         Ok((last_seq, shown))
     }
 
-    async fn create_head(&self, peer: &PeerId) -> sqlx::Result<()> {
+    pub(super) async fn create_head(&self, peer: &PeerId) -> sqlx::Result<()> {
         sqlx::query!(
             r#"
             insert into inbox_head (peer, last_seq, last_position)
@@ -298,7 +298,7 @@ impl Store {
                 insert into receipt (digest, kind, gateway, at, level, next_attempt_at, expires_at)
                 select b.digest, $3, b.gateway, $4, b.level, $4, $4 + interval '30 days'
                 from settled s join inbound b using (message_id, sender)
-                where b.recipient = $1 and position('@' in s.sender) > 0
+                where b.recipient = $1 and position('@' in s.sender) > 0 and b.gateway <> ''
                 on conflict do nothing
             )
             select message_id as "message_id!", sender as "sender!" from settled
@@ -360,7 +360,7 @@ impl Store {
                 insert into receipt (digest, kind, gateway, at, level, next_attempt_at, expires_at)
                 select b.digest, $4, b.gateway, $5, b.level, $5, $5 + interval '30 days'
                 from settled s join inbound b using (message_id, sender)
-                where b.recipient = $1 and position('@' in s.sender) > 0
+                where b.recipient = $1 and position('@' in s.sender) > 0 and b.gateway <> ''
                 on conflict do nothing
             )
             select message_id as "message_id!", sender as "sender!" from settled
@@ -454,7 +454,10 @@ impl Store {
             lane.is_some().then(|| (now + order_wait).min(message.expires_at)),
         )
         .await?;
-        owe_stored(&mut transaction, now, inbound, &gateway).await?;
+        // Nobody retries a broadcast, so nobody has to be told of it.
+        if message.to != Recipient::Broadcast {
+            owe_stored(&mut transaction, now, inbound, &gateway).await?;
+        }
         if fresh {
             self.insert_inbound_message(&mut transaction, inbound, at).await?;
         }
@@ -475,6 +478,9 @@ impl Store {
                 released.contains(&message.id)
             }
         };
+        if visible && fresh && self.announces {
+            self.announce(&mut transaction, &[inbound.recipient.to_string()]).await?;
+        }
         transaction.commit().await?;
         Ok(if fresh { Received::Stored { visible } } else { Received::Duplicate })
     }
@@ -554,6 +560,10 @@ impl Store {
             let due = Some(LaneSeq(row.furthest.unsigned_abs()));
             lane.release(&mut transaction, due, || self.acceptance_time(now)).await?;
             grown.push(recipient);
+        }
+        if self.announces && !grown.is_empty() {
+            let names: Vec<String> = grown.iter().map(ToString::to_string).collect();
+            self.announce(&mut transaction, &names).await?;
         }
         transaction.commit().await?;
         grown.sort();
@@ -708,7 +718,7 @@ async fn insert_inbound(
         inbound_conversation(inbound),
         release_at.is_none().then_some(at),
         inbound.envelope.as_slice(),
-        message.sender.gateway.map(|gateway| gateway.to_string()).unwrap_or_default(),
+        receipts_to(message).map(|gateway| gateway.to_string()).unwrap_or_default(),
         inbound.transport,
         words::level_number(message.min_anonymity),
         inbound.lane_seq.map(lane_number),
@@ -771,6 +781,11 @@ async fn owe_stored(
     .map(drop)
 }
 
+/// The gateway that wants receipts of a message, if one does.
+fn receipts_to(message: &Message) -> Option<GatewayId> {
+    message.sender.gateway.filter(|_| message.to != Recipient::Broadcast)
+}
+
 fn inbound_conversation(inbound: &Inbound) -> i64 {
     match &inbound.message.to {
         group @ Recipient::Group { .. } => conversation(&inbound.message.sender, group),
@@ -805,6 +820,6 @@ fn lane_number(seq: LaneSeq) -> i64 {
     i64::try_from(seq.0).unwrap_or(i64::MAX)
 }
 
-fn is_division_by_zero(error: &sqlx::Error) -> bool {
+pub(super) fn is_division_by_zero(error: &sqlx::Error) -> bool {
     error.as_database_error().and_then(|error| error.code()).as_deref() == Some("22012")
 }
