@@ -358,8 +358,8 @@ pub async fn register_peer(
         (Registration::Invite, Some(invite)) => Admission::Invite(invite),
         (Registration::Invite, None) | (Registration::Closed, _) => Admission::Refused,
     };
-    let proof = caller.acting_as(&newcomer.id);
-    match gateway.store.register_peer(newcomer, proof.is_ok(), admission).await? {
+    let proven = caller.acting_as(&newcomer.id).is_ok();
+    match gateway.store.register_peer(newcomer, proven, admission).await? {
         Registered::New(peer, token) => Ok((*peer, Some(token))),
         Registered::Again(peer) => Ok((*peer, None)),
         Registered::InviteInvalid => Err(ApiError::forbidden(
@@ -371,10 +371,17 @@ pub async fn register_peer(
         Registered::Refused => Err(ApiError::forbidden(
             "registration needs an invite: ask the operator for one and send it as invite",
         )),
-        Registered::Taken => Err(proof.err().unwrap_or_else(|| {
-            // It was registered by somebody else between two of our queries.
-            ApiError::conflict(format!("{} was registered just now: try again", newcomer.id))
-        })),
+        Registered::Taken => Err(name_is_taken(caller, &newcomer.id)),
+    }
+}
+
+fn name_is_taken(caller: &Caller, peer: &PeerId) -> ApiError {
+    let detail = format!("{peer} is registered: send its token to register it again");
+    match caller.acting_as(peer) {
+        // It was registered by somebody else between two of our queries.
+        Ok(_) => ApiError::conflict(format!("{peer} was registered just now: try again")),
+        Err(error) if caller.is_open() => error,
+        Err(error) => ApiError::new(error.status(), detail),
     }
 }
 
@@ -431,7 +438,7 @@ fn signature_does_not_fit() -> ApiError {
 }
 
 fn nonce_is_over() -> ApiError {
-    ApiError::conflict("the nonce is unknown, used or too old: get another from renew-nonce")
+    ApiError::forbidden("the nonce is unknown, used or too old: get another from renew-nonce")
 }
 
 fn no_such_peer(peer: &PeerId) -> ApiError {

@@ -174,7 +174,8 @@ impl Store {
             return self.own_peer(&new.id).await.map(|peer| Registered::Again(Box::new(peer)));
         }
         if admission == Admission::Refused {
-            return Ok(Registered::Refused);
+            let is_taken = self.peer_exists(&new.id).await?;
+            return Ok(if is_taken { Registered::Taken } else { Registered::Refused });
         }
         let (token, hash) = access::new_secret(Kind::Peer)?;
         let mut transaction = self.pool.begin().await?;

@@ -105,7 +105,8 @@ impl Quotas {
         self.reserve(&[recipient.to_owned()], sender, size_bytes).await
     }
 
-    /// Gives back the room of `messages` messages of together `bytes`.
+    /// Gives back the room of `messages` messages of together `bytes`; where that is 0, because it is
+    /// not known, of as many bytes as this sender's messages have on average.
     pub fn release(&self, recipient: &str, sender: &str, messages: u64, bytes: u64) {
         self.lock().release(recipient, sender, Usage { messages, bytes });
     }
@@ -200,6 +201,16 @@ impl Usage {
         self.messages <= limit.messages / SMALL && self.bytes <= limit.bytes / SMALL
     }
 
+    /// Puts the missing bytes to `removed`; nothing is left where no message is.
+    fn estimate(self, removed: Self) -> Self {
+        let bytes = match removed.bytes {
+            _ if removed.messages >= self.messages => self.bytes,
+            0 => self.bytes / self.messages * removed.messages,
+            known => known,
+        };
+        Self { bytes, ..removed }
+    }
+
     fn add(&mut self, other: Self) {
         self.messages = self.messages.saturating_add(other.messages);
         self.bytes = self.bytes.saturating_add(other.bytes);
@@ -244,11 +255,12 @@ impl Account {
                 self.total.add(added);
             }
             Change::Removed(removed) => {
+                let removed = usage.estimate(removed);
                 usage.subtract(removed);
                 self.total.subtract(removed);
             }
         }
-        if *usage == Usage::default() {
+        if usage.messages == 0 {
             self.senders.remove(sender);
         }
     }
@@ -444,6 +456,25 @@ mod tests {
         let both = ["carol".to_owned(), "bob".to_owned()];
         assert!(ledger.reserve(&both, "alice", ONE, SHARE, now).is_err());
         assert!(!ledger.accounts.contains_key("carol"));
+    }
+
+    #[test]
+    fn unknown_sizes_are_given_back_on_average_and_leave_nothing_behind() {
+        let (mut ledger, now) = counted("bob");
+        for bytes in [10, 20, 30] {
+            let adding = Usage { messages: 1, bytes };
+            ledger.reserve(&names("bob"), "alice", adding, SHARE, now).unwrap();
+        }
+        let unknown = Usage { messages: 1, bytes: 0 };
+        ledger.release("bob", "alice", unknown);
+        assert_eq!(ledger.accounts["bob"].total, Usage { messages: 2, bytes: 40 });
+        ledger.release("bob", "alice", ONE);
+        assert_eq!(ledger.accounts["bob"].total, Usage { messages: 1, bytes: 30 });
+        ledger.release("bob", "alice", unknown);
+        assert_eq!(ledger.accounts["bob"].total, Usage::default());
+        assert!(ledger.accounts["bob"].senders.is_empty());
+        ledger.release("bob", "alice", ONE);
+        assert_eq!(ledger.accounts["bob"].total, Usage::default());
     }
 
     #[test]
