@@ -120,7 +120,9 @@ create table envelope (
     recipient   text        not null,
     accepted_at timestamptz not null,
     -- The transports that took charge of it, oldest first.
-    transport   text        not null
+    transport   text        not null,
+    -- What its receipts, and the answers to these, must not go below.
+    level       smallint    not null
 );
 create index envelope_accepted_at on envelope (accepted_at);
 
@@ -183,6 +185,7 @@ create table inbound (
     -- Null while it is held back for a predecessor.
     position     timestamptz,
     digest       bytea       not null,
+    -- Whom receipts go to; empty for a broadcast, which gets none.
     gateway      text        not null,
     transport    text        not null,
     level        smallint    not null,
@@ -209,10 +212,14 @@ create table receipt (
     attempts        integer     not null default 0,
     next_attempt_at timestamptz not null,
     expires_at      timestamptz not null,
+    -- Its own digest once it has left: the other gateway answers with that.
+    own_digest      bytea,
 
     primary key (digest, kind)
 );
 create index receipt_gateway_next_attempt_at on receipt (gateway, next_attempt_at);
+create index receipt_own_digest on receipt (own_digest) where own_digest is not null;
+create index receipt_expires_at on receipt (expires_at);
 
 -- What each replica can reach, as leases.
 create table reach (

@@ -21,6 +21,7 @@ mod bus;
 mod contacts;
 mod content;
 mod delivery;
+mod federation;
 pub mod identity;
 mod inbox;
 mod messages;
@@ -36,6 +37,7 @@ pub mod schema;
 mod words;
 
 pub use bus::{Wake, Wakes};
+pub use federation::{OwedReceipt, QueueDepths};
 pub use groups::{FanOut, GroupTraffic};
 pub use access::{MAX_INVITES, MAX_TICKETS, NONCE_LIFETIME, Renewed, TICKET_LIFETIME, TokenHolder};
 pub use peers::{

@@ -354,7 +354,7 @@ impl MemoryTransport {
 
     fn recipients(&self, medium: &Medium, target: &str) -> Result<Vec<GatewayId>, SendError> {
         let unreachable = || SendError::Unreachable { target: target.to_owned() };
-        if !medium.ends.get(&self.gateway).is_some_and(|end| end.number == self.number) {
+        if medium.ends.get(&self.gateway).is_none_or(|end| end.number != self.number) {
             return Err(SendError::Shut);
         }
         let recipients = if target == broadcast_target(self.name) {

@@ -478,7 +478,8 @@ impl Store {
                 released.contains(&message.id)
             }
         };
-        if visible && fresh && self.announces {
+        // Even a copy can tell of a predecessor that has ended, and so bring others out.
+        if self.announces {
             self.announce(&mut transaction, &[inbound.recipient.to_string()]).await?;
         }
         transaction.commit().await?;

@@ -111,7 +111,8 @@ impl Store {
         let settled = match next {
             Next::Sent { envelope, retry_at } => {
                 let transport = attempts.last().map_or("", |attempt| attempt.transport.as_str());
-                delivery.insert_envelope(&mut transaction, envelope, transport).await?;
+                let level = words::level_number(claim.message.min_anonymity);
+                delivery.insert_envelope(&mut transaction, envelope, transport, level).await?;
                 delivery.schedule(&mut transaction, 1, Some(*retry_at), None).await?;
                 None
             }
@@ -136,8 +137,8 @@ impl Store {
         sqlx::query!(
             r#"
             update outbox set next_attempt_at = $1, waits_for = null
-            where target = any($2) and stage = 0 and not claimed
-              and (next_attempt_at is null or next_attempt_at > $1)
+            where target = any($2) and stage < 2 and not claimed
+              and (next_attempt_at is null or stage = 0 and next_attempt_at > $1)
             "#,
             now,
             targets,
@@ -505,11 +506,13 @@ impl Delivery {
         connection: &mut PgConnection,
         digest: &[u8; 32],
         transport: &str,
+        level: i16,
     ) -> sqlx::Result<()> {
         sqlx::query!(
             r#"
-            insert into envelope (digest, message_id, sender, recipient, accepted_at, transport)
-            values ($1, $2, $3, $4, $5, $6)
+            insert into envelope (
+                digest, message_id, sender, recipient, accepted_at, transport, level
+            ) values ($1, $2, $3, $4, $5, $6, $7)
             on conflict do nothing
             "#,
             digest.as_slice(),
@@ -518,6 +521,7 @@ impl Delivery {
             self.recipient,
             self.accepted_at,
             transport,
+            level,
         )
         .execute(connection)
         .await
