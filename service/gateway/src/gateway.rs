@@ -1,6 +1,6 @@
 //! What every part of the running gateway shares.
 
-use std::{ops::Deref, sync::Arc};
+use std::{ops::Deref, sync::Arc, time::Instant};
 
 use ed25519_dalek::SigningKey;
 use fieldpost_envelope::GatewayId;
@@ -45,6 +45,8 @@ pub struct Shared {
     pub transports: Vec<Arc<dyn Transport>>,
     /// This process among the replicas of the deployment.
     pub replica: Uuid,
+    /// When this process began its work.
+    pub started_at: Instant,
     /// Whether the gateway can do its work now.
     pub readiness: Readiness,
     /// Cancelled when the gateway begins to drain.

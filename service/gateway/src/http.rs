@@ -17,6 +17,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::{Gateway, readiness, http::error::ApiError};
 
+pub mod betanet;
 pub mod bitchat;
 pub mod caller;
 pub mod docs;
@@ -31,6 +32,7 @@ pub mod inbox;
 pub mod limits;
 pub mod messages;
 mod observe;
+pub mod p2p;
 pub mod peers;
 pub mod socket;
 pub mod submit;
@@ -42,11 +44,13 @@ pub const MAX_BODY_BYTES: usize = 2_621_440;
 /// Every resource of every surface, documented.
 fn resources() -> OpenApiRouter<Gateway> {
     OpenApiRouter::with_openapi(docs::frame())
+        .merge(betanet::routes())
         .merge(bitchat::routes())
         .merge(files::routes())
         .merge(groups::routes())
         .merge(inbox::routes())
         .merge(messages::routes())
+        .merge(p2p::routes())
         .merge(peers::routes())
         .merge(socket::routes())
         .merge(status::routes())

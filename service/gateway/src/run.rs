@@ -104,6 +104,7 @@ async fn serve_observed(config: Config) -> anyhow::Result<()> {
         wake_outbox: Arc::default(),
         transports: Vec::new(),
         replica: Uuid::new_v4(),
+        started_at: clock.instant(),
         draining: CancellationToken::new(),
         readiness,
         clock,

@@ -17,6 +17,7 @@ use crate::{
 };
 
 mod access;
+pub mod betanet;
 mod bus;
 mod contacts;
 mod content;

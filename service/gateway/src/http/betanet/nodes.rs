@@ -1,0 +1,281 @@
+//! `/api/betanet/nodes`: what operators say of relays to come. Nothing here starts or watches one.
+
+use axum::{extract::State, http::StatusCode};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
+use uuid::Uuid;
+
+use crate::{
+    Gateway,
+    http::{
+        bitchat,
+        caller::Caller,
+        error::{ApiError, Detail},
+        extract::{LenientJson, Path},
+        fields::{self, mirrored_time},
+    },
+    store::betanet::{MAX_NODES, NewNode, NodeChange, NodeRecord},
+};
+
+pub(super) fn routes() -> OpenApiRouter<Gateway> {
+    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(show, update, delete))
+}
+
+/// List the inventory of relays.
+#[utoipa::path(
+    get,
+    path = "/api/betanet/nodes",
+    operation_id = "betanetListNodes",
+    tag = "betanet",
+    responses(
+        (status = 200, description = "At most 1000, the oldest first", body = [BetanetNode]),
+        (status = "4XX", description = "The list cannot be given", body = Detail),
+        (status = "5XX", description = "The gateway failed", body = Detail),
+    ),
+)]
+pub(super) async fn list(
+    State(gateway): State<Gateway>,
+    caller: Caller,
+) -> Result<axum::Json<Vec<BetanetNode>>, ApiError> {
+    bitchat::viewer(&caller)?;
+    let nodes = gateway.store.nodes().await?;
+    Ok(axum::Json(nodes.into_iter().map(BetanetNode::from).collect()))
+}
+
+/// Enter a relay in the inventory.
+///
+/// It starts nothing: this version has no HTX transport.
+#[utoipa::path(
+    post,
+    path = "/api/betanet/nodes",
+    operation_id = "betanetCreateNode",
+    tag = "betanet",
+    request_body = BetanetCreateNode,
+    responses(
+        (status = 201, description = "Entered", body = BetanetNode),
+        (status = "4XX", description = "The relay cannot be entered", body = Detail),
+        (status = "5XX", description = "The gateway failed", body = Detail),
+    ),
+)]
+pub(super) async fn create(
+    State(gateway): State<Gateway>,
+    caller: Caller,
+    LenientJson(request): LenientJson<BetanetCreateNode>,
+) -> Result<(StatusCode, axum::Json<BetanetNode>), ApiError> {
+    bitchat::viewer(&caller)?;
+    let node = gateway.store.create_node(&request.into_node()?).await?.ok_or_else(|| {
+        ApiError::conflict(format!("the inventory has {MAX_NODES} nodes: delete some"))
+    })?;
+    Ok((StatusCode::CREATED, axum::Json(node.into())))
+}
+
+/// Show a relay of the inventory.
+#[utoipa::path(
+    get,
+    path = "/api/betanet/nodes/{node_id}",
+    operation_id = "betanetGetNode",
+    tag = "betanet",
+    params(("node_id" = Uuid, Path, description = "The node", example = "7c9e6679-7425-40de-944b-e07fc1f90ae7")),
+    responses(
+        (status = 200, description = "The node", body = BetanetNode),
+        (status = "4XX", description = "There is no such node", body = Detail),
+        (status = "5XX", description = "The gateway failed", body = Detail),
+    ),
+)]
+pub(super) async fn show(
+    State(gateway): State<Gateway>,
+    caller: Caller,
+    Path(node_id): Path<String>,
+) -> Result<axum::Json<BetanetNode>, ApiError> {
+    bitchat::viewer(&caller)?;
+    let node = gateway.store.node(known_node(&node_id)?).await?;
+    node.map(|node| axum::Json(node.into())).ok_or_else(|| no_such_node(&node_id))
+}
+
+/// Change what is said of a relay.
+///
+/// What is not given stays.
+#[utoipa::path(
+    put,
+    path = "/api/betanet/nodes/{node_id}",
+    operation_id = "betanetUpdateNode",
+    tag = "betanet",
+    params(("node_id" = Uuid, Path, description = "The node", example = "7c9e6679-7425-40de-944b-e07fc1f90ae7")),
+    request_body = BetanetUpdateNode,
+    responses(
+        (status = 200, description = "The node as it is now", body = BetanetNode),
+        (status = "4XX", description = "The node cannot be changed", body = Detail),
+        (status = "5XX", description = "The gateway failed", body = Detail),
+    ),
+)]
+pub(super) async fn update(
+    State(gateway): State<Gateway>,
+    caller: Caller,
+    Path(node_id): Path<String>,
+    LenientJson(request): LenientJson<BetanetUpdateNode>,
+) -> Result<axum::Json<BetanetNode>, ApiError> {
+    bitchat::viewer(&caller)?;
+    let node = gateway.store.update_node(known_node(&node_id)?, &request.into_change()?).await?;
+    node.map(|node| axum::Json(node.into())).ok_or_else(|| no_such_node(&node_id))
+}
+
+/// Take a relay out of the inventory.
+#[utoipa::path(
+    delete,
+    path = "/api/betanet/nodes/{node_id}",
+    operation_id = "betanetDeleteNode",
+    tag = "betanet",
+    params(("node_id" = Uuid, Path, description = "The node", example = "7c9e6679-7425-40de-944b-e07fc1f90ae7")),
+    responses(
+        (status = 204, description = "It is gone"),
+        (status = "4XX", description = "There is no such node", body = Detail),
+        (status = "5XX", description = "The gateway failed", body = Detail),
+    ),
+)]
+pub(super) async fn delete(
+    State(gateway): State<Gateway>,
+    caller: Caller,
+    Path(node_id): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    bitchat::viewer(&caller)?;
+    match gateway.store.delete_node(known_node(&node_id)?).await? {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(no_such_node(&node_id)),
+    }
+}
+
+fn known_node(text: &str) -> Result<Uuid, ApiError> {
+    text.parse().map_err(|_| no_such_node(text))
+}
+
+fn no_such_node(text: &str) -> ApiError {
+    ApiError::not_found(format!("there is no node {text:?}"))
+}
+
+/// A relay to be entered.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(example = json!({"node_type": "mixnode", "region": "us-east", "name": "Attic"}))]
+pub(super) struct BetanetCreateNode {
+    /// `mixnode`, `gateway` or `client`.
+    #[schema(pattern = "^(?:mixnode|gateway|client)$")]
+    node_type: String,
+    /// Where it is to stand.
+    #[schema(max_length = 50, pattern = r"^[^\u0000]*$")]
+    region: Option<String>,
+    /// What people call it.
+    #[schema(max_length = 255, pattern = r"^[^\u0000]*$")]
+    name: Option<String>,
+}
+
+impl BetanetCreateNode {
+    fn into_node(self) -> Result<NewNode, ApiError> {
+        if !matches!(self.node_type.as_str(), "mixnode" | "gateway" | "client") {
+            return Err(ApiError::bad_request("node_type: expected mixnode, gateway or client"));
+        }
+        Ok(NewNode {
+            node_type: self.node_type,
+            region: region(self.region)?,
+            name: name(self.name)?,
+        })
+    }
+}
+
+/// What is to change about a relay; at least one of them.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(example = json!({"status": "maintenance"}))]
+pub(super) struct BetanetUpdateNode {
+    /// What people call it.
+    #[schema(max_length = 255, pattern = r"^[^\u0000]*$")]
+    name: Option<String>,
+    /// Where it is to stand.
+    #[schema(max_length = 50, pattern = r"^[^\u0000]*$")]
+    region: Option<String>,
+    /// `active`, `inactive` or `maintenance`, for people to read.
+    #[schema(pattern = "^(?:active|inactive|maintenance)$")]
+    status: Option<String>,
+}
+
+impl BetanetUpdateNode {
+    fn into_change(self) -> Result<NodeChange, ApiError> {
+        if self.name.is_none() && self.region.is_none() && self.status.is_none() {
+            return Err(ApiError::bad_request("nothing to change: give name, region or status"));
+        }
+        if let Some(status) = &self.status
+            && !matches!(status.as_str(), "active" | "inactive" | "maintenance")
+        {
+            return Err(ApiError::invalid(
+                "body.status",
+                "status: expected active, inactive or maintenance",
+            ));
+        }
+        Ok(NodeChange { region: region(self.region)?, name: name(self.name)?, status: self.status })
+    }
+}
+
+fn region(text: Option<String>) -> Result<Option<String>, ApiError> {
+    text.map(|text| fields::text("region", text, 0, 50)).transpose()
+}
+
+fn name(text: Option<String>) -> Result<Option<String>, ApiError> {
+    text.map(|text| fields::text("name", text, 0, 255)).transpose()
+}
+
+/// A relay of the inventory. Its figures are those of this gateway, which has seen none run.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "id": "7c9e6679-7425-40de-944b-e07fc1f90ae7", "node_type": "mixnode", "region": "us-east",
+    "name": "Attic", "status": "inactive", "packets_processed": 0, "packets_forwarded": 0,
+    "packets_dropped": 0, "avg_latency_ms": 0.0,
+    "created_at": "2026-11-23T09:00:00.000000+00:00", "last_heartbeat": null
+}))]
+pub(super) struct BetanetNode {
+    /// Its id.
+    id: Uuid,
+    /// `mixnode`, `gateway` or `client`.
+    node_type: String,
+    /// Where it is to stand.
+    #[schema(required)]
+    region: Option<String>,
+    /// What people call it.
+    #[schema(required)]
+    name: Option<String>,
+    /// As the operator set it; whether it runs, `last_heartbeat` tells.
+    status: String,
+    /// Packets it took.
+    #[schema(minimum = 0)]
+    packets_processed: u64,
+    /// Packets it passed on.
+    #[schema(minimum = 0)]
+    packets_forwarded: u64,
+    /// Packets it dropped.
+    #[schema(minimum = 0)]
+    packets_dropped: u64,
+    /// How long it kept one, in milliseconds; 0 while there was none.
+    #[schema(minimum = 0)]
+    avg_latency_ms: f64,
+    /// When it was entered.
+    #[schema(format = DateTime)]
+    created_at: String,
+    /// When it was last heard; null while it never was.
+    #[schema(required, format = DateTime)]
+    last_heartbeat: Option<String>,
+}
+
+impl From<NodeRecord> for BetanetNode {
+    fn from(node: NodeRecord) -> Self {
+        Self {
+            id: node.id,
+            node_type: node.node_type,
+            region: node.region,
+            name: node.name,
+            status: node.status,
+            packets_processed: 0,
+            packets_forwarded: 0,
+            packets_dropped: 0,
+            avg_latency_ms: 0.0,
+            created_at: mirrored_time(node.created_at),
+            last_heartbeat: None,
+        }
+    }
+}
