@@ -65,7 +65,8 @@ impl Store {
             if is_full {
                 break;
             }
-            cursor = last_seq;
+            // Others may have given positions between the two looks, which the page then holds.
+            cursor = shown.last().map_or(last_seq, |shown| shown.seq.max(last_seq));
         }
         let mut entries = Vec::with_capacity(shown.len());
         for Shown { seq, gap, late, row } in shown {
