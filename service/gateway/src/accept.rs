@@ -6,6 +6,7 @@
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
     time::Duration,
 };
 
@@ -13,7 +14,7 @@ use fieldpost_delivery::{Accepted, Store as _, Submission, Target};
 use fieldpost_envelope::PeerId;
 use thiserror::Error;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot},
     task::JoinSet,
     time::timeout,
 };
@@ -25,8 +26,6 @@ use crate::{clock::Clock, store::Store, subscribers::Subscribers};
 const SHARDS: usize = 2;
 /// Requests that may wait for one writer; beyond, callers are told to come back.
 const WAITING: usize = 4096;
-/// The most messages in one commit.
-const BATCH_MESSAGES: usize = 512;
 /// The most content in one commit, in bytes; a single message may be larger.
 const BATCH_BYTES: usize = 8 << 20;
 /// How long a request waits for its commit.
@@ -105,13 +104,14 @@ impl Acceptor {
     }
 }
 
-/// Drives the writers until every [`Acceptor`] is gone and the queues are empty.
+/// Drives the writers, with up to `batch_messages` to a commit, until every [`Acceptor`] is gone and the queues are empty.
 pub async fn run(
     writers: Writers,
     store: Store,
     clock: Clock,
     subscribers: Subscribers,
-    wake_outbox: std::sync::Arc<tokio::sync::Notify>,
+    wake_outbox: Arc<Notify>,
+    batch_messages: usize,
 ) {
     let mut tasks = JoinSet::new();
     for queue in writers.0 {
@@ -120,6 +120,7 @@ pub async fn run(
             clock: clock.clone(),
             subscribers: subscribers.clone(),
             wake_outbox: wake_outbox.clone(),
+            batch_messages,
         };
         tasks.spawn(writer.run(queue));
     }
@@ -130,13 +131,15 @@ struct Writer {
     store: Store,
     clock: Clock,
     subscribers: Subscribers,
-    wake_outbox: std::sync::Arc<tokio::sync::Notify>,
+    wake_outbox: Arc<Notify>,
+    /// The most messages in one commit.
+    batch_messages: usize,
 }
 
 impl Writer {
     async fn run(self, mut queue: mpsc::Receiver<Request>) {
-        let mut waiting = Vec::with_capacity(BATCH_MESSAGES);
-        while !waiting.is_empty() || queue.recv_many(&mut waiting, BATCH_MESSAGES).await > 0 {
+        let mut waiting = Vec::with_capacity(self.batch_messages);
+        while !waiting.is_empty() || queue.recv_many(&mut waiting, self.batch_messages).await > 0 {
             // Whoever gave up waiting was told so; what it sent must not be accepted later.
             waiting.retain(|request: &Request| !request.answer.is_closed());
             let mut bytes = 0;

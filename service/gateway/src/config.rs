@@ -99,6 +99,10 @@ pub struct Config {
     #[arg(long, env = "FIELDPOST_REGISTRATION_RATE_LIMIT", default_value_t = 500, value_parser = clap::value_parser!(u32).range(20..))]
     pub registration_rate_limit: u32,
 
+    /// The most messages that one commit carries; 1 makes an INSERT of each request, to compare.
+    #[arg(long, env = "FIELDPOST_ACCEPT_BATCH", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..=512))]
+    pub accept_batch: u16,
+
     /// How long a stopping gateway may take to let its sockets go.
     #[arg(long, env = "FIELDPOST_DRAIN", value_parser = duration, default_value = "10s")]
     pub drain: Duration,

@@ -14,6 +14,7 @@ use crate::{
     clock::Clock,
     config::Config,
     http::limits::Limits,
+    outbox::Learned,
     readiness::Readiness,
     store::{Quotas, Store},
     subscribers::Subscribers,
@@ -43,6 +44,8 @@ pub struct Shared {
     pub wake_outbox: Arc<Notify>,
     /// The ways to other gateways.
     pub transports: Vec<Arc<dyn Transport>>,
+    /// How these did lately.
+    pub learned: Learned,
     /// This process among the replicas of the deployment.
     pub replica: Uuid,
     /// When this process began its work.

@@ -14,6 +14,8 @@ pub mod doctor;
 pub mod embedded;
 pub mod gateway;
 pub mod http;
+pub mod inbox;
+pub mod outbox;
 pub mod presence;
 pub mod readiness;
 pub mod run;
@@ -21,6 +23,7 @@ pub mod secrets;
 pub mod serve;
 pub mod store;
 pub mod subscribers;
+pub mod sweep;
 pub mod telemetry;
 
 pub use gateway::{Gateway, Identity, Shared};

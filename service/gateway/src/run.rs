@@ -9,29 +9,34 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use fieldpost_envelope::GatewayId;
+use fieldpost_transport::Transport;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::oneshot,
-    task::JoinSet,
+    task::{JoinHandle, JoinSet},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    Gateway, bus, Shared, accept,
+    Gateway, Shared, accept, bus,
     clock::Clock,
     config::{Auth, Config},
     database::{Database, Keeper, Unusable},
+    embedded::EmbeddedPostgres,
     http::{self, limits::Limits},
+    inbox,
+    outbox::{self, Awaited, Learned},
     presence,
     readiness::Readiness,
     serve::{self, Server},
     store::{Quotas, Store, identity::IdentityError, schema},
     subscribers::Subscribers,
-    telemetry,
+    sweep, telemetry,
 };
 
 /// The most connections of clients at once, sockets included; one more gets 503 and is closed.
@@ -63,6 +68,40 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
 }
 
 async fn serve_observed(config: Config) -> anyhow::Result<()> {
+    let mut running = start(config, None).await?;
+    announce(&running)?;
+    let outcome = tokio::select! {
+        stopped = told_to_stop() => stopped,
+        failed = running.failed() => Err(failed),
+    };
+    exit_at_next_signal();
+    running.stop().await;
+    outcome
+}
+
+/// Makes the transports of a gateway once it is known who the gateway is.
+pub type Connect = Box<dyn FnOnce(GatewayId) -> Vec<Arc<dyn Transport>> + Send>;
+
+/// A gateway that runs in this process until it is stopped.
+pub struct Running {
+    gateway: Gateway,
+    addresses: (SocketAddr, SocketAddr),
+    embedded: Option<EmbeddedPostgres>,
+    workers: Workers,
+    api: (JoinHandle<()>, CancellationToken),
+    admin: (JoinHandle<()>, CancellationToken),
+}
+
+/// Starts a gateway with the transports that `connect` makes for it.
+///
+/// Needs a TLS provider of this process, but neither logging nor signals.
+///
+/// # Errors
+///
+/// Says what keeps it from starting. With transports that is also a database that is away: without
+/// it nobody knows who the gateway is.
+pub async fn start(config: Config, connect: Option<Connect>) -> anyhow::Result<Running> {
+    check(&config)?;
     let metrics = telemetry::metrics::install()?;
     let connections = connections_allowed();
     let tls = serve::tls(&config)?;
@@ -84,7 +123,7 @@ async fn serve_observed(config: Config) -> anyhow::Result<()> {
         timeout(FIRST_ATTEMPT, attempted).await
     };
     match first {
-        Ok(Ok(Err(error))) if embedded.is_some() || is_final(&error) => {
+        Ok(Ok(Err(error))) if embedded.is_some() || connect.is_some() || is_final(&error) => {
             workers.end().await;
             return Err(error.into());
         }
@@ -94,6 +133,13 @@ async fn serve_observed(config: Config) -> anyhow::Result<()> {
         Ok(_) => {}
         Err(_) => tracing::warn!("the database takes long; the API answers once it is ready"),
     }
+    let transports = match connect {
+        Some(connect) => {
+            let identity = store.identity().context("the database does not answer in time")?;
+            connect(identity.gateway_id)
+        }
+        None => Vec::new(),
+    };
 
     let (acceptor, writers) = accept::queues();
     let gateway = Gateway::new(Shared {
@@ -102,19 +148,17 @@ async fn serve_observed(config: Config) -> anyhow::Result<()> {
         limits,
         quotas: Quotas::new(store.clone(), config.sender_share),
         wake_outbox: Arc::default(),
-        transports: Vec::new(),
+        transports,
+        learned: Learned::default(),
         replica: Uuid::new_v4(),
-        started_at: clock.instant(),
         draining: CancellationToken::new(),
+        started_at: clock.instant(),
         readiness,
         clock,
         store,
         config,
     });
     spawn_workers(&mut workers, &gateway, writers);
-    if gateway.config.announces() {
-        workers.spawn("bus", workers.until_stop(bus::listen(gateway.clone())));
-    }
     let upkeep = metrics.clone();
     workers.spawn(
         "metrics",
@@ -134,35 +178,50 @@ async fn serve_observed(config: Config) -> anyhow::Result<()> {
     };
     let stop_admin = CancellationToken::new();
     let admin = tokio::spawn(admin.run(stop_admin.clone(), Duration::from_secs(1)));
-    let api =
-        Server { listener, app: http::router(&gateway), tls, connections };
+    let api = Server { listener, app: http::router(&gateway), tls, connections };
     let stop_api = CancellationToken::new();
     let grace = gateway.config.drain + DRAIN_MARGIN;
     let api = tokio::spawn(api.run(stop_api.clone(), grace));
-    announce(&gateway, addresses, embedded.is_some())?;
+    let (api, admin) = ((api, stop_api), (admin, stop_admin));
+    Ok(Running { gateway, addresses, embedded, workers, api, admin })
+}
 
-    let outcome = tokio::select! {
-        stopped = told_to_stop() => stopped,
-        failed = workers.first_to_end() => Err(failed),
-    };
-    exit_at_next_signal();
-    tracing::info!("stopping: letting requests finish and sockets go");
-    gateway.draining.cancel();
-    sleep(spread(&gateway.config)).await;
-    stop_api.cancel();
-    // Both end by themselves within their grace.
-    let _ = api.await;
-    stop_admin.cancel();
-    let _ = admin.await;
-    presence::finish(&gateway).await;
-    // The writers end when nobody is left who could hand them a message.
-    let store = gateway.store.clone();
-    drop(gateway);
-    workers.end().await;
-    store.close().await;
-    Database::close(embedded).await;
-    tracing::info!("stopped");
-    outcome
+impl Running {
+    /// The parts that run.
+    pub fn gateway(&self) -> &Gateway {
+        &self.gateway
+    }
+
+    /// Where the API is, and where probes and metrics are.
+    pub fn addresses(&self) -> (SocketAddr, SocketAddr) {
+        self.addresses
+    }
+
+    /// Waits for a part that ends though nobody told it to.
+    pub async fn failed(&mut self) -> anyhow::Error {
+        self.workers.first_to_end().await
+    }
+
+    /// Takes the gateway down in good order, within its `--drain` and some seconds.
+    pub async fn stop(self) {
+        let Self { gateway, addresses: _, embedded, workers, api, admin } = self;
+        tracing::info!("stopping: letting requests finish and sockets go");
+        gateway.draining.cancel();
+        sleep(spread(&gateway.config)).await;
+        api.1.cancel();
+        // Both end by themselves within their grace.
+        let _ = api.0.await;
+        admin.1.cancel();
+        let _ = admin.0.await;
+        presence::finish(&gateway).await;
+        // The writers end when nobody is left who could hand them a message.
+        let store = gateway.store.clone();
+        drop(gateway);
+        workers.end().await;
+        store.close().await;
+        Database::close(embedded).await;
+        tracing::info!("stopped");
+    }
 }
 
 /// Starts what works in the background, each on its own. What holds the gateway ends at `stop`.
@@ -176,9 +235,22 @@ fn spawn_workers(workers: &mut Workers, gateway: &Gateway, writers: accept::Writ
             clock.clone(),
             subscribers.clone(),
             wake_outbox.clone(),
+            usize::from(gateway.config.accept_batch),
         ),
     );
     workers.spawn("presence", workers.until_stop(presence::keep(gateway.clone())));
+    workers.spawn("upkeep", workers.until_stop(sweep::run(gateway.clone())));
+    if gateway.config.announces() {
+        workers.spawn("bus", workers.until_stop(bus::listen(gateway.clone())));
+    }
+    let (awaited, stop) = (Awaited::default(), workers.stop.clone());
+    workers.spawn("outbox", outbox::run(gateway.clone(), awaited.clone(), stop.clone()));
+    for transport in &gateway.transports {
+        workers.spawn(
+            "inbox",
+            inbox::run(gateway.clone(), transport.clone(), awaited.clone(), stop.clone()),
+        );
+    }
 }
 
 /// Background work: each piece runs until `stop`, and none may end before.
@@ -282,7 +354,10 @@ fn connections_allowed() -> usize {
     });
     let allowed = usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(OTHER_FILES);
     if allowed < CLIENT_CONNECTIONS {
-        tracing::info!(connections.limit = allowed, "the limit of open files (ulimit -n) bounds connections");
+        tracing::info!(
+            connections.limit = allowed,
+            "the limit of open files (ulimit -n) bounds connections"
+        );
     }
     allowed.clamp(64, CLIENT_CONNECTIONS)
 }
@@ -317,12 +392,10 @@ fn exit_at_next_signal() {
 }
 
 /// Says where the gateway is: in the log and, to a person, in words that can be pasted.
-fn announce(
-    gateway: &Gateway,
-    (api, admin): (SocketAddr, SocketAddr),
-    embedded: bool,
-) -> anyhow::Result<()> {
-    let config = &gateway.config;
+fn announce(running: &Running) -> anyhow::Result<()> {
+    let (api, admin) = running.addresses;
+    let embedded = running.embedded.is_some();
+    let config = &running.gateway.config;
     let scheme = if config.tls_cert.is_some() { "https" } else { "http" };
     let url = format!("{scheme}://{api}");
     tracing::info!(api.url = %url, admin.url = %format_args!("http://{admin}"), "listening");

@@ -16,6 +16,8 @@ use fieldpost_delivery::Settled;
 use fieldpost_envelope::PeerId;
 use tokio::sync::{Notify, mpsc};
 
+use crate::Gateway;
+
 /// How many receipts and presence changes wait for one slow socket; beyond, they are dropped and
 /// the client asks for the states that it wants.
 const EVENTS_WAITING: usize = 64;
@@ -51,7 +53,8 @@ struct Slot {
     number: u64,
     is_socket: bool,
     inbox: Notify,
-    events: Option<mpsc::Sender<Event>>,
+    // Shared, as the queue has room for 32 from its start and most sockets never hear of one.
+    events: Option<mpsc::Sender<Arc<Event>>>,
 }
 
 impl Subscribers {
@@ -70,8 +73,8 @@ impl Subscribers {
         &self,
         peer: PeerId,
         is_socket: bool,
-        sender: Option<mpsc::Sender<Event>>,
-        events: Option<mpsc::Receiver<Event>>,
+        sender: Option<mpsc::Sender<Arc<Event>>>,
+        events: Option<mpsc::Receiver<Arc<Event>>>,
     ) -> Subscription {
         let slot = Arc::new(Slot {
             number: self.0.next.fetch_add(1, Ordering::Relaxed),
@@ -103,10 +106,11 @@ impl Subscribers {
 
     /// Tells all sockets of `peer`.
     pub fn tell(&self, peer: &PeerId, event: &Event) {
+        let event = Arc::new(event.clone());
         for slot in self.read().get(peer).into_iter().flatten() {
             if let Some(events) = &slot.events {
                 // A full queue is a slow reader; its client asks for states when it is back.
-                let _ = events.try_send(event.clone());
+                let _ = events.try_send(Arc::clone(&event));
             }
         }
     }
@@ -116,7 +120,7 @@ impl Subscribers {
         let mut map = self.write();
         for slot in map.get(peer).into_iter().flatten() {
             if let Some(events) = &slot.events
-                && events.try_send(Event::Revoked).is_err()
+                && events.try_send(Arc::new(Event::Revoked)).is_err()
             {
                 slot.inbox.notify_one();
             }
@@ -160,12 +164,23 @@ impl Subscribers {
     }
 }
 
+/// Tells the senders that are connected here how their messages fare, and gives back the room.
+pub fn tell_senders(gateway: &Gateway, settled: &[Settled]) {
+    for settled in settled {
+        gateway.quotas.release(&settled.recipient, &settled.sender.to_string(), 1, 0);
+        if settled.sender.gateway.is_none() {
+            let event = Event::Receipt(settled.clone());
+            gateway.subscribers.tell(&settled.sender.peer, &event);
+        }
+    }
+}
+
 /// One socket or poll that waits; ends when dropped.
 pub struct Subscription {
     subscribers: Subscribers,
     peer: PeerId,
     slot: Arc<Slot>,
-    events: Option<mpsc::Receiver<Event>>,
+    events: Option<mpsc::Receiver<Arc<Event>>>,
 }
 
 impl Subscription {
@@ -180,7 +195,7 @@ impl Subscription {
         match &mut self.events {
             Some(events) => tokio::select! {
                 () = self.slot.inbox.notified() => None,
-                event = events.recv() => event,
+                event = events.recv() => event.map(Arc::unwrap_or_clone),
             },
             None => {
                 self.slot.inbox.notified().await;

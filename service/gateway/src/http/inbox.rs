@@ -129,23 +129,15 @@ pub(super) async fn take_confirmation(
     what: &Confirm,
     read: bool,
 ) -> sqlx::Result<Vec<Settled>> {
+    if matches!(what, Confirm::Messages(messages) if messages.is_empty()) {
+        return Ok(Vec::new());
+    }
     let settled = gateway.store.confirm(gateway.clock.now(), peer, what, read).await?;
     if settled.iter().any(|settled| settled.sender.gateway.is_some()) {
         gateway.wake_outbox.notify_one();
     }
-    tell_senders(gateway, &settled);
+    subscribers::tell_senders(gateway, &settled);
     Ok(settled)
-}
-
-/// Tells the senders that are connected here how their messages fare, and gives back the room.
-pub fn tell_senders(gateway: &Gateway, settled: &[Settled]) {
-    for settled in settled {
-        gateway.quotas.release(&settled.recipient, &settled.sender.to_string(), 1, 0);
-        if settled.sender.gateway.is_none() {
-            let event = subscribers::Event::Receipt(settled.clone());
-            gateway.subscribers.tell(&settled.sender.peer, &event);
-        }
-    }
 }
 
 async fn wait_for_entries(

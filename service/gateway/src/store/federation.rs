@@ -88,12 +88,7 @@ impl Store {
 
     /// Makes due again what was laid aside although `targets` are in reach: what it waits for, such
     /// as a level, may be there now. Returns how much.
-    pub async fn reconsider(
-        &self,
-        now: Time,
-        targets: &[String],
-        limit: i64,
-    ) -> sqlx::Result<u64> {
+    pub async fn reconsider(&self, now: Time, targets: &[String], limit: i64) -> sqlx::Result<u64> {
         sqlx::query!(
             r#"
             update outbox set next_attempt_at = $1

@@ -1,5 +1,7 @@
 //! The gateway's metrics: their names, units and meaning, and how they are shown.
 
+use std::sync::{Mutex, PoisonError};
+
 use anyhow::Context;
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -16,6 +18,24 @@ pub const TLS_HANDSHAKES_FAILED_TOTAL: &str = "fieldpost_tls_handshakes_failed_t
 pub const PANICS_TOTAL: &str = "fieldpost_panics_total";
 /// Open sockets of peers.
 pub const SOCKETS: &str = "fieldpost_sockets";
+/// Sockets that ended, by `reason`.
+pub const SOCKETS_CLOSED_TOTAL: &str = "fieldpost_sockets_closed_total";
+/// Messages in one commit.
+pub const ACCEPT_BATCH_MESSAGES: &str = "fieldpost_accept_batch_messages";
+/// Sends that wait for their commit.
+pub const SENDS_WAITING: &str = "fieldpost_sends_waiting";
+/// Deliveries to other gateways that are under way.
+pub const DELIVERIES_UNDER_WAY: &str = "fieldpost_deliveries_under_way";
+/// Attempts to send a message elsewhere, by `transport` and `result`.
+pub const ATTEMPTS_TOTAL: &str = "fieldpost_attempts_total";
+/// Receipts handed to transports, by `transport` and `result`.
+pub const RECEIPTS_SENT_TOTAL: &str = "fieldpost_receipts_sent_total";
+/// What came over transports, by `transport` and `outcome`.
+pub const ENVELOPES_RECEIVED_TOTAL: &str = "fieldpost_envelopes_received_total";
+/// Deliveries that ended because their time was over.
+pub const DELIVERIES_EXPIRED_TOTAL: &str = "fieldpost_deliveries_expired_total";
+/// Rows that wait, by `queue`, counted up to 100 000.
+pub const QUEUE_ROWS: &str = "fieldpost_queue_rows";
 /// Peers with at least one open socket.
 pub const CONNECTED_PEERS: &str = "fieldpost_connected_peers";
 /// 1 while the gateway can do its work, else 0.
@@ -35,26 +55,34 @@ const SECONDS: [f64; 14] =
 /// From an empty frame to the largest file chunk.
 const BYTES: [f64; 9] =
     [64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0, 1_048_576.0, 4_194_304.0];
-/// Messages in one commit, rows in one sweep.
-const ROWS: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
+/// Messages in one commit.
+const MESSAGES: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 
-/// Makes this process record metrics. Once for a process.
+/// The recorder of this process, for all gateways in it.
+static INSTALLED: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
+
+/// Makes this process record metrics, unless it does already.
 ///
 /// # Errors
 ///
-/// If another recorder was installed before.
+/// If somebody else's recorder was installed before.
 pub fn install() -> anyhow::Result<PrometheusHandle> {
+    let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(handle) = &*installed {
+        return Ok(handle.clone());
+    }
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
         .and_then(|builder| {
             builder.set_buckets_for_metric(Matcher::Suffix("_bytes".to_owned()), &BYTES)
         })
         .and_then(|builder| {
-            builder.set_buckets_for_metric(Matcher::Suffix("_rows".to_owned()), &ROWS)
+            builder.set_buckets_for_metric(Matcher::Suffix("_messages".to_owned()), &MESSAGES)
         })
         .and_then(PrometheusBuilder::install_recorder)
         .context("cannot install the metrics recorder")?;
     describe();
+    *installed = Some(handle.clone());
     Ok(handle)
 }
 
@@ -77,6 +105,15 @@ fn describe() {
     );
     describe_counter!(PANICS_TOTAL, Unit::Count, "Handlers that panicked: each is a bug");
     describe_gauge!(SOCKETS, Unit::Count, "Open sockets of peers");
+    describe_counter!(SOCKETS_CLOSED_TOTAL, Unit::Count, "Sockets that ended, by reason");
+    describe_histogram!(ACCEPT_BATCH_MESSAGES, Unit::Count, "Messages in one commit");
+    describe_gauge!(SENDS_WAITING, Unit::Count, "Sends that wait for their commit");
+    describe_gauge!(DELIVERIES_UNDER_WAY, Unit::Count, "Deliveries to other gateways under way");
+    describe_counter!(ATTEMPTS_TOTAL, Unit::Count, "Attempts to send a message elsewhere");
+    describe_counter!(RECEIPTS_SENT_TOTAL, Unit::Count, "Receipts handed to transports");
+    describe_counter!(ENVELOPES_RECEIVED_TOTAL, Unit::Count, "What came over transports");
+    describe_counter!(DELIVERIES_EXPIRED_TOTAL, Unit::Count, "Deliveries whose time was over");
+    describe_gauge!(QUEUE_ROWS, Unit::Count, "Rows that wait, by queue, counted up to 100 000");
     describe_gauge!(CONNECTED_PEERS, Unit::Count, "Peers with at least one open socket");
     describe_gauge!(READY, Unit::Count, "1 while the gateway can do its work, else 0");
     describe_gauge!(DATABASE_CONNECTIONS, Unit::Count, "Database connections in the pool");

@@ -1,0 +1,365 @@
+//! Takes in what transports receive: believes nothing before its signature is verified, stores
+//! messages, settles receipts, and wakes whoever waits.
+//!
+//! Everything here comes from somebody else. What cannot be understood is counted and dropped:
+//! an answer would only tell a stranger that somebody is here. What is understood but not taken is
+//! answered with `refused` and the reason, under the level of the message.
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::TimeDelta;
+use fieldpost_delivery::{
+    Content, Inbound, Message, ReceiptIn, Received, Store as _, Time, Wishes,
+};
+use fieldpost_envelope::{
+    Envelope, GatewayId, PeerAddress, PeerId, Receipt, ReceiptKind, Recipient, Said,
+    SignedEnvelope, Verified,
+};
+use fieldpost_transport::Transport;
+use tokio::{
+    sync::Semaphore,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::instrument;
+
+use crate::{
+    Gateway,
+    outbox::{self, Awaited, Heard},
+    store::OwedReceipt,
+    telemetry::metrics as names,
+};
+
+/// Envelopes of one transport that are worked on at once; the others wait in the transport.
+const AT_ONCE: usize = 16;
+/// Attempts to store what came before it is left to the sender to send it again.
+const STORE_ATTEMPTS: u32 = 3;
+const STORE_PAUSE: Duration = Duration::from_millis(200);
+/// How long a refusal is repeated: whoever misses it sends the message again and is told again.
+const REFUSAL_LIFETIME: TimeDelta = TimeDelta::hours(1);
+/// The most listeners that one broadcast from elsewhere is stored for.
+const MAX_LISTENERS: usize = 10_000;
+/// How long what is being stored may take when the gateway stops.
+const STOP_GRACE: Duration = Duration::from_secs(2);
+
+/// Receives over one transport until it shuts or `stop`.
+pub async fn run(
+    gateway: Gateway,
+    transport: Arc<dyn Transport>,
+    awaited: Awaited,
+    stop: CancellationToken,
+) {
+    let room = Arc::new(Semaphore::new(AT_ONCE));
+    let mut tasks = JoinSet::new();
+    loop {
+        // Nothing is taken that could not be stored; the transport bounds what waits in it.
+        let received = stop.run_until_cancelled(async {
+            gateway.readiness.until_ready().await;
+            let permit = room.clone().acquire_owned().await.ok()?;
+            transport.receive().await.map(|bytes| (permit, bytes))
+        });
+        let Some(Some((permit, bytes))) = received.await else { break };
+        while tasks.try_join_next().is_some() {}
+        let (gateway, awaited, name) = (gateway.clone(), awaited.clone(), transport.name());
+        tasks.spawn(async move {
+            let outcome = take(&gateway, &awaited, name, &bytes).await;
+            metrics::counter!(
+                names::ENVELOPES_RECEIVED_TOTAL, "transport" => name, "outcome" => outcome.word(),
+            )
+            .increment(1);
+            drop(permit);
+        });
+    }
+    let _ = timeout(STOP_GRACE, async { while tasks.join_next().await.is_some() {} }).await;
+    // A transport that shuts by itself leaves the gateway with the others.
+    stop.cancelled().await;
+}
+
+/// What became of something that came.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Outcome {
+    /// A message was stored.
+    Stored,
+    /// A message was there already.
+    Duplicate,
+    /// A message was refused, and its sender is told.
+    Refused,
+    /// A receipt was taken.
+    Receipt,
+    /// The bytes are no envelope.
+    Malformed,
+    /// The signature is wrong.
+    Forged,
+    /// It was for somebody else, or our own.
+    Misdirected,
+    /// Its time was over.
+    Expired,
+    /// The database did not take it; it comes again.
+    Failed,
+}
+
+impl Outcome {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Stored => "stored",
+            Self::Duplicate => "duplicate",
+            Self::Refused => "refused",
+            Self::Receipt => "receipt",
+            Self::Malformed => "malformed",
+            Self::Forged => "forged",
+            Self::Misdirected => "misdirected",
+            Self::Expired => "expired",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Takes in what came over a transport.
+#[instrument(name = "inbox.take", skip_all, fields(
+    transport.name = transport,
+    envelope.size_bytes = bytes.len(),
+))]
+async fn take(
+    gateway: &Gateway,
+    awaited: &Awaited,
+    transport: &'static str,
+    bytes: &[u8],
+) -> Outcome {
+    let decoded = match SignedEnvelope::decode(bytes) {
+        Ok(decoded) => decoded,
+        Err(error) => {
+            tracing::debug!(%error, "bytes that are no envelope came");
+            return Outcome::Malformed;
+        }
+    };
+    let Verified { signer, digest, said } = match decoded.verify() {
+        Ok(verified) => verified,
+        Err(error) => {
+            tracing::debug!(%error, "an envelope came that was not signed by whom it names");
+            return Outcome::Forged;
+        }
+    };
+    let Ok(own) = gateway.store.identity().map(|identity| identity.gateway_id) else {
+        return Outcome::Failed;
+    };
+    if signer == own {
+        return Outcome::Misdirected;
+    }
+    let outcome = match said {
+        Said::Receipt(receipt) => take_receipt(gateway, awaited, digest, receipt).await,
+        Said::Message(envelope) => {
+            take_message(gateway, Arrival { own, signer, digest, transport }, *envelope).await
+        }
+    };
+    outcome.unwrap_or_else(|error| {
+        tracing::warn!(%error, "what came from another gateway could not be stored");
+        Outcome::Failed
+    })
+}
+
+async fn take_receipt(
+    gateway: &Gateway,
+    awaited: &Awaited,
+    digest: [u8; 32],
+    receipt: Receipt,
+) -> sqlx::Result<Outcome> {
+    let receipt = ReceiptIn {
+        envelope: receipt.answers,
+        signer: receipt.signer,
+        kind: receipt.kind,
+        at: receipt.at.into(),
+        reason: receipt.reason,
+    };
+    if let Err(heard) = awaited.hand(Heard { receipt, digest }) {
+        outbox::settle(gateway, &heard).await?;
+    }
+    Ok(Outcome::Receipt)
+}
+
+/// How a message came.
+#[derive(Clone, Copy)]
+struct Arrival {
+    own: GatewayId,
+    /// Whose word it is, and where receipts go.
+    signer: GatewayId,
+    digest: [u8; 32],
+    transport: &'static str,
+}
+
+async fn take_message(
+    gateway: &Gateway,
+    arrival: Arrival,
+    envelope: Envelope,
+) -> sqlx::Result<Outcome> {
+    let now = gateway.clock.now();
+    if Time::from(envelope.expires_at) <= now {
+        return Ok(Outcome::Expired);
+    }
+    match &envelope.recipient {
+        Recipient::Broadcast => take_broadcast(gateway, arrival, envelope).await,
+        Recipient::Peer(address) if address.gateway == Some(arrival.own) => {
+            let recipient = address.peer.clone();
+            if envelope.sender.gateway != Some(arrival.signer) {
+                let reason = "this gateway takes no messages of groups elsewhere yet";
+                return refuse(gateway, arrival, &envelope, reason).await;
+            }
+            take_for(gateway, arrival, &envelope, recipient).await
+        }
+        Recipient::Group { home, .. } if *home == Some(arrival.own) => {
+            let reason = "the groups of this gateway take no messages from elsewhere yet";
+            refuse(gateway, arrival, &envelope, reason).await
+        }
+        Recipient::Peer(_) | Recipient::Group { .. } => Ok(Outcome::Misdirected),
+    }
+}
+
+/// Stores a broadcast for everybody here who wants broadcasts. It is never passed on.
+async fn take_broadcast(
+    gateway: &Gateway,
+    arrival: Arrival,
+    envelope: Envelope,
+) -> sqlx::Result<Outcome> {
+    let listeners = gateway.store.broadcast_listeners(&envelope.sender.peer, MAX_LISTENERS).await?;
+    let mut outcome = Outcome::Duplicate;
+    for listener in listeners {
+        // A full inbox misses a broadcast; nobody is told, as nobody could repeat it.
+        if store(gateway, arrival, &envelope, listener).await? == Taken::New {
+            outcome = Outcome::Stored;
+        }
+    }
+    Ok(outcome)
+}
+
+async fn take_for(
+    gateway: &Gateway,
+    arrival: Arrival,
+    envelope: &Envelope,
+    recipient: PeerId,
+) -> sqlx::Result<Outcome> {
+    match store(gateway, arrival, envelope, recipient).await? {
+        Taken::New => {
+            gateway.wake_outbox.notify_one();
+            Ok(Outcome::Stored)
+        }
+        Taken::Known => {
+            gateway.wake_outbox.notify_one();
+            Ok(Outcome::Duplicate)
+        }
+        Taken::Refused(reason) => refuse(gateway, arrival, envelope, &reason).await,
+    }
+}
+
+/// How a message was taken.
+#[derive(Debug, Eq, PartialEq)]
+enum Taken {
+    New,
+    Known,
+    Refused(String),
+}
+
+/// Stores a message for one peer, if there is room for it.
+async fn store(
+    gateway: &Gateway,
+    arrival: Arrival,
+    envelope: &Envelope,
+    recipient: PeerId,
+) -> sqlx::Result<Taken> {
+    let inbound = inbound(arrival, envelope, recipient);
+    let recipient = &inbound.recipient;
+    let (name, sender) = (recipient.to_string(), inbound.message.sender.to_string());
+    let size = inbound.message.content.bytes.len() as u64;
+    if !gateway.store.peer_exists(recipient).await? {
+        return Ok(Taken::Refused(format!("there is no peer {recipient} at this gateway")));
+    }
+    if let Err(full) = gateway.quotas.check_and_reserve(&name, &sender, size).await? {
+        tracing::debug!(%full, "a message from elsewhere found no room");
+        return Ok(Taken::Refused("the recipient's storage is full".to_owned()));
+    }
+    let received = receive(gateway, &inbound).await;
+    if !matches!(received, Ok(Received::Stored { .. })) {
+        gateway.quotas.release(&name, &sender, 1, size);
+    }
+    let received = received?;
+    // Even a copy can bring out what waited behind it.
+    gateway.subscribers.wake([recipient]);
+    Ok(match received {
+        Received::Stored { .. } => {
+            gateway.store.count_received(recipient);
+            Taken::New
+        }
+        Received::Duplicate => Taken::Known,
+        Received::Refused(reason) => Taken::Refused(reason),
+    })
+}
+
+/// Two replicas that take the same lane at once may have to begin again.
+async fn receive(gateway: &Gateway, inbound: &Inbound) -> sqlx::Result<Received> {
+    let mut attempt = 1;
+    loop {
+        let now = gateway.clock.now();
+        match gateway.store.receive(now, inbound, gateway.config.order_wait).await {
+            Err(error) if attempt < STORE_ATTEMPTS => {
+                tracing::debug!(%error, "a message from elsewhere was not stored; trying again");
+            }
+            outcome => return outcome,
+        }
+        sleep(STORE_PAUSE * attempt).await;
+        attempt += 1;
+    }
+}
+
+fn inbound(arrival: Arrival, envelope: &Envelope, recipient: PeerId) -> Inbound {
+    let content = &envelope.content;
+    let to = match &envelope.to {
+        Recipient::Peer(address) => Recipient::Peer(address.clone().seen_from(arrival.own)),
+        other => other.clone(),
+    };
+    Inbound {
+        message: Message {
+            id: envelope.message_id,
+            sender: PeerAddress::remote(envelope.sender.peer.clone(), arrival.signer),
+            to,
+            content: Content {
+                bytes: content.bytes.clone(),
+                is_text: content.is_text,
+                content_type: content.content_type.clone(),
+                message_type: content.message_type.clone(),
+                metadata: content.metadata.clone(),
+                file_ids: content.file_ids.clone(),
+                labels: content.labels.clone(),
+            },
+            expires_at: envelope.expires_at.into(),
+            priority: envelope.priority,
+            min_anonymity: envelope.level,
+            wishes: Wishes::default(),
+        },
+        recipient,
+        sent_at: envelope.sent_at.into(),
+        lane_seq: envelope.lane_seq,
+        after: envelope.after,
+        envelope: arrival.digest,
+        transport: arrival.transport.to_owned(),
+    }
+}
+
+/// Owes the sender's gateway the reason why its message is not taken.
+async fn refuse(
+    gateway: &Gateway,
+    arrival: Arrival,
+    envelope: &Envelope,
+    reason: &str,
+) -> sqlx::Result<Outcome> {
+    let now = gateway.clock.now();
+    let refusal = OwedReceipt {
+        answers: arrival.digest,
+        kind: ReceiptKind::Refused,
+        gateway: arrival.signer,
+        reason: Some(reason),
+        level: envelope.level,
+        expires_at: (now + REFUSAL_LIFETIME).min(envelope.expires_at.into()),
+    };
+    gateway.store.owe_receipt(now, &refusal).await?;
+    gateway.wake_outbox.notify_one();
+    Ok(Outcome::Refused)
+}

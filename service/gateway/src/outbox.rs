@@ -1,0 +1,420 @@
+//! Drives what is owed elsewhere: claims what is due and in reach, lets the core decide, sends,
+//! and records what came of it.
+//!
+//! ```text
+//! store.claim_due ─► carry ─► delivery::Dispatch ─► Transport::send ─► the other gateway
+//!                      ▲  └──► store.record                                   │
+//!                      └────── Heard ◄── inbox ◄── Transport::receive ◄───────┘
+//! ```
+//!
+//! It wakes when something is accepted, when a transport's reach changes, and at the next due time,
+//! and looks every [`SWEEP`] even so. What is under way is bounded in number, in bytes and for
+//! each target, so that one gateway that is silent holds up nobody else.
+//!
+//! All that matters is in the store: a process that dies here costs a repetition, which recipients
+//! recognise, and the time until its claims end.
+
+mod awaited;
+mod carry;
+mod receipts;
+mod routes;
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use chrono::TimeDelta;
+use fieldpost_delivery::{Backoff, Claim, Rules, Store as _, Time};
+use futures_util::future::select_all;
+use rand::{
+    RngExt, SeedableRng,
+    rngs::{StdRng, SysRng},
+};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+pub use self::{
+    awaited::{Awaited, Heard},
+    receipts::settle,
+    routes::{Learned, preview},
+};
+use crate::{Gateway, config::Switch, telemetry::metrics as names};
+
+/// How often the outbox looks though nothing woke it.
+const SWEEP: Duration = Duration::from_secs(5);
+/// The shortest pause between two looks at something that cannot be helped now.
+const LEAST_PAUSE: Duration = Duration::from_millis(20);
+/// The same while a target has as much under way as it may.
+const CROWDED_PAUSE: Duration = Duration::from_millis(250);
+/// The pause after the database failed.
+const FAILED_PAUSE: Duration = Duration::from_secs(1);
+/// Deliveries under way at once.
+const MAX_UNDER_WAY: usize = 256;
+/// The content of these together; nothing more is claimed beyond.
+const MAX_BYTES_UNDER_WAY: usize = 64 << 20;
+/// Deliveries under way to one target before no more are claimed for it.
+const MAX_FOR_TARGET: usize = 32;
+/// Receipts under way at once.
+const MAX_RECEIPTS: usize = 64;
+/// How long this replica's word on what it reaches holds.
+const REACH_LEASE: TimeDelta = TimeDelta::seconds(60);
+/// How often it is renewed: two renewals may fail.
+const REACH_RENEWAL: Duration = Duration::from_secs(20);
+/// How often what waits for more than reach is looked at again.
+const RECONSIDER: Duration = Duration::from_secs(60);
+/// How much of it at a time.
+const RECONSIDERED: i64 = 1000;
+/// How long what is under way may take to be recorded when the gateway stops.
+const STOP_GRACE: Duration = Duration::from_secs(2);
+
+/// Runs until `stop`; then claims no more and gives what is under way a moment to be recorded.
+pub async fn run(gateway: Gateway, awaited: Awaited, stop: CancellationToken) {
+    let mut driver = Driver::new(Outbox::new(gateway, awaited));
+    let mut failing = false;
+    while !stop.is_cancelled() {
+        let pause = match driver.look().await {
+            Ok(pause) => {
+                failing = false;
+                pause
+            }
+            Err(error) => {
+                if !failing {
+                    tracing::warn!(%error, "what is owed elsewhere cannot be read; trying again");
+                }
+                failing = true;
+                FAILED_PAUSE
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = driver.wait(pause, failing) => {}
+        }
+    }
+    driver.finish().await;
+}
+
+/// What the work on single deliveries and receipts shares.
+struct Outbox {
+    gateway: Gateway,
+    awaited: Awaited,
+    rules: Rules,
+    rng: Mutex<StdRng>,
+}
+
+impl Outbox {
+    fn new(gateway: Gateway, awaited: Awaited) -> Self {
+        let rules = Rules {
+            failover: gateway.config.failover == Switch::On,
+            failover_timeout: gateway.config.failover_timeout.max(Duration::from_millis(1)),
+            backoff: Backoff::DELIVERY,
+        };
+        // Jitter needs no secret; the replica's name makes it differ between replicas.
+        let rng = StdRng::try_from_rng(&mut SysRng)
+            .unwrap_or_else(|_| StdRng::seed_from_u64(gateway.replica.as_u64_pair().0));
+        Self { gateway, awaited, rules, rng: Mutex::new(rng) }
+    }
+
+    fn rng(&self) -> MutexGuard<'_, StdRng> {
+        self.rng.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Names one delivery.
+type Key = (String, String, String);
+
+/// The loop's memory.
+struct Driver {
+    outbox: Arc<Outbox>,
+    reach: Vec<Reach>,
+    deliveries: JoinSet<Load>,
+    receipts: JoinSet<()>,
+    under_way: HashSet<Key>,
+    bytes_under_way: usize,
+    by_target: HashMap<String, usize>,
+    renew_at: Time,
+    reconsider_at: Time,
+    /// The highest level that any transport declared at the last look.
+    best_level: u8,
+    /// More was due than could be claimed.
+    has_backlog: bool,
+}
+
+/// What one transport reaches, as far as the store was told.
+struct Reach {
+    name: &'static str,
+    now: watch::Receiver<Arc<BTreeSet<String>>>,
+    told: BTreeSet<String>,
+}
+
+/// What a delivery under way takes up.
+struct Load {
+    key: Key,
+    target: String,
+    bytes: usize,
+}
+
+impl Driver {
+    fn new(outbox: Outbox) -> Self {
+        let reach = outbox
+            .gateway
+            .transports
+            .iter()
+            .map(|transport| Reach {
+                name: transport.name(),
+                now: transport.reachable(),
+                told: BTreeSet::new(),
+            })
+            .collect();
+        Self {
+            outbox: Arc::new(outbox),
+            reach,
+            deliveries: JoinSet::new(),
+            receipts: JoinSet::new(),
+            under_way: HashSet::new(),
+            bytes_under_way: 0,
+            by_target: HashMap::new(),
+            renew_at: Time::UNIX_EPOCH,
+            reconsider_at: Time::UNIX_EPOCH,
+            best_level: 0,
+            has_backlog: false,
+        }
+    }
+
+    /// Starts all that can be started now; returns for how long there is nothing more to do.
+    async fn look(&mut self) -> sqlx::Result<Duration> {
+        while let Some(ended) = self.deliveries.try_join_next() {
+            self.ended(ended);
+        }
+        while self.receipts.try_join_next().is_some() {}
+        if !self.outbox.gateway.readiness.is_ready() {
+            return Ok(FAILED_PAUSE);
+        }
+        self.follow_reach().await?;
+        let now = self.outbox.gateway.clock.now();
+        self.outbox.gateway.store.strand(now).await?;
+        self.reconsider(now).await?;
+        let reachable = self.reachable();
+        self.claim_deliveries(now, &reachable).await?;
+        self.claim_receipts(now, &reachable).await?;
+        if self.has_backlog {
+            return Ok(SWEEP);
+        }
+        let due = self.outbox.gateway.store.next_due_elsewhere(&reachable).await?;
+        let least = if self.is_crowded() { CROWDED_PAUSE } else { LEAST_PAUSE };
+        let pause = due.map_or(SWEEP, |due| {
+            (due - self.outbox.gateway.clock.now()).to_std().unwrap_or_default()
+        });
+        Ok(pause.clamp(least, SWEEP))
+    }
+
+    /// Waits until another look is worth it. After a failure only time is.
+    async fn wait(&mut self, pause: Duration, failing: bool) {
+        let outbox = self.outbox.clone();
+        let mut pause = pin!(sleep(pause));
+        if failing {
+            return pause.await;
+        }
+        loop {
+            tokio::select! {
+                () = &mut pause => return,
+                () = outbox.gateway.wake_outbox.notified() => return,
+                () = reach_changed(&mut self.reach) => return,
+                Some(ended) = self.deliveries.join_next() => {
+                    self.ended(ended);
+                    // Half the room at a time, so that a backlog is not claimed one by one.
+                    if self.has_backlog && self.deliveries.len() <= MAX_UNDER_WAY / 2 {
+                        return;
+                    }
+                }
+                Some(_) = self.receipts.join_next() => {
+                    if self.has_backlog && self.receipts.len() <= MAX_RECEIPTS / 2 {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tells the store what has come into reach and what has gone, and renews the leases.
+    async fn follow_reach(&mut self) -> sqlx::Result<()> {
+        let gateway = &self.outbox.gateway;
+        let now = gateway.clock.now();
+        let renews = self.renew_at <= now;
+        for reach in &mut self.reach {
+            let current = reach.now.borrow_and_update().clone();
+            if *current == reach.told && !renews {
+                continue;
+            }
+            let targets: Vec<String> = current.iter().cloned().collect();
+            let until = now + REACH_LEASE;
+            gateway.store.hold_reach(gateway.replica, reach.name, &targets, until).await?;
+            let fresh: Vec<String> = current.difference(&reach.told).cloned().collect();
+            if !fresh.is_empty() {
+                gateway.store.reached(now, &fresh).await?;
+                gateway.store.hasten(now, &fresh).await?;
+            }
+            reach.told = current.iter().cloned().collect();
+        }
+        if renews {
+            self.renew_at = now + REACH_RENEWAL;
+        }
+        Ok(())
+    }
+
+    /// Takes up again what waits for more than reach, now and then and when a level has risen.
+    async fn reconsider(&mut self, now: Time) -> sqlx::Result<()> {
+        let gateway = &self.outbox.gateway;
+        let levels = gateway.transports.iter().map(|one| one.capabilities().anonymity_level);
+        let best_level = levels.max().unwrap_or(0);
+        let has_risen = best_level > self.best_level;
+        self.best_level = best_level;
+        if now < self.reconsider_at && !has_risen {
+            return Ok(());
+        }
+        let jitter = self.outbox.rng().random_range(0.75..=1.25);
+        self.reconsider_at = now + RECONSIDER.mul_f64(jitter);
+        gateway.store.reconsider(now, &self.reachable(), RECONSIDERED).await.map(drop)
+    }
+
+    fn reachable(&self) -> Vec<String> {
+        let all: BTreeSet<&String> = self.reach.iter().flat_map(|reach| &reach.told).collect();
+        all.into_iter().cloned().collect()
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.by_target.values().any(|count| *count >= MAX_FOR_TARGET)
+    }
+
+    async fn claim_deliveries(&mut self, now: Time, reachable: &[String]) -> sqlx::Result<()> {
+        self.has_backlog = false;
+        loop {
+            let targets: Vec<String> = reachable
+                .iter()
+                .filter(|name| {
+                    self.by_target.get(*name).is_none_or(|count| *count < MAX_FOR_TARGET)
+                })
+                .cloned()
+                .collect();
+            let room = MAX_UNDER_WAY.saturating_sub(self.deliveries.len()).min(MAX_FOR_TARGET);
+            if targets.is_empty() {
+                return Ok(());
+            }
+            if room == 0 || self.bytes_under_way >= MAX_BYTES_UNDER_WAY {
+                self.has_backlog = true;
+                return Ok(());
+            }
+            let lease = self.outbox.rules.lease();
+            let claims = self.outbox.gateway.store.claim_due(now, lease, &targets, room).await?;
+            let is_last = claims.len() < room;
+            for claim in claims {
+                self.begin(claim);
+            }
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+
+    fn begin(&mut self, claim: Claim) {
+        let load = Load::of(&claim);
+        // Its first claim goes on and has the last word; this one only keeps others away longer.
+        if !self.under_way.insert(load.key.clone()) {
+            return;
+        }
+        self.bytes_under_way += load.bytes;
+        *self.by_target.entry(load.target.clone()).or_default() += 1;
+        metrics::gauge!(names::DELIVERIES_UNDER_WAY).increment(1);
+        let outbox = self.outbox.clone();
+        self.deliveries.spawn(async move {
+            carry::carry(&outbox, claim).await;
+            load
+        });
+    }
+
+    fn ended(&mut self, ended: Result<Load, tokio::task::JoinError>) {
+        metrics::gauge!(names::DELIVERIES_UNDER_WAY).decrement(1);
+        let load = match ended {
+            Ok(load) => load,
+            Err(error) => {
+                // What it took up stays counted: that is safer than guessing.
+                tracing::error!(%error, "a delivery broke; it is tried again when its claim ends");
+                return;
+            }
+        };
+        self.under_way.remove(&load.key);
+        self.bytes_under_way -= load.bytes;
+        if let Some(count) = self.by_target.get_mut(&load.target) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_target.remove(&load.target);
+            }
+        }
+    }
+
+    async fn claim_receipts(&mut self, now: Time, reachable: &[String]) -> sqlx::Result<()> {
+        let room = MAX_RECEIPTS.saturating_sub(self.receipts.len());
+        if reachable.is_empty() || room == 0 {
+            self.has_backlog |= room == 0;
+            return Ok(());
+        }
+        let lease = 2 * self.outbox.rules.lease();
+        let claimed = self.outbox.gateway.store.claim_receipts(now, lease, reachable, room).await?;
+        self.has_backlog |= claimed.len() == room;
+        for receipt in claimed {
+            let outbox = self.outbox.clone();
+            self.receipts.spawn(async move { receipts::send(&outbox, receipt).await });
+        }
+        Ok(())
+    }
+
+    async fn finish(mut self) {
+        let ended = timeout(STOP_GRACE, async {
+            while self.deliveries.join_next().await.is_some() {}
+            while self.receipts.join_next().await.is_some() {}
+        });
+        if ended.await.is_err() {
+            tracing::debug!("deliveries were under way; they are tried again at the next start");
+        }
+        let gateway = &self.outbox.gateway;
+        for reach in &self.reach {
+            let now = gateway.clock.now();
+            // Without this the leases end by themselves.
+            let _ = gateway.store.hold_reach(gateway.replica, reach.name, &[], now).await;
+        }
+        for transport in &gateway.transports {
+            transport.shutdown().await;
+        }
+    }
+}
+
+impl Load {
+    fn of(claim: &Claim) -> Self {
+        let message = &claim.message;
+        Self {
+            key: (message.sender.to_string(), message.id.to_string(), claim.target.recipient()),
+            target: claim.target.reached_through().unwrap_or_default(),
+            bytes: message.content.bytes.len(),
+        }
+    }
+}
+
+/// Waits until what some transport reaches is not what it was; for ever if there is none.
+async fn reach_changed(reach: &mut [Reach]) {
+    if reach.is_empty() {
+        return std::future::pending().await;
+    }
+    let changes = reach.iter_mut().map(|reach| Box::pin(reach.now.changed()));
+    let (changed, _, others) = select_all(changes).await;
+    if changed.is_err() {
+        // That transport is gone for good and would be ready at every call.
+        drop(others);
+        sleep(SWEEP).await;
+    }
+}

@@ -1,0 +1,236 @@
+//! One claimed delivery, from the plan to the receipt: does what the core's
+//! [`Dispatch`](fieldpost_delivery::Dispatch) says.
+
+use std::{collections::VecDeque, future::Future, pin::Pin, time::Duration};
+
+use chrono::TimeDelta;
+use fieldpost_delivery::{
+    Action, Attempt, Claim, Dispatch, Event, Next, Place, ReceiptIn, Store as _, Target, Time,
+};
+use fieldpost_envelope::{Content, Envelope, MessageStatus, Recipient, SignError, SignedEnvelope};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::time::{sleep, timeout};
+use tracing::instrument;
+
+use crate::{
+    outbox::{Heard, Outbox, receipts},
+    subscribers,
+    telemetry::metrics as names,
+};
+
+/// Between attempts to record what came of an attempt.
+const RECORD_PAUSE: Duration = Duration::from_millis(500);
+
+/// A send under way, and what it comes to.
+type Sending<'a> = Pin<Box<dyn Future<Output = Event> + Send + 'a>>;
+
+/// Carries one delivery as far as its claim allows.
+#[instrument(name = "outbox.deliver", skip_all, fields(
+    message.id = %claim.message.id,
+    message.size_bytes = claim.message.content.bytes.len(),
+    delivery.attempt = claim.attempt,
+))]
+pub(super) async fn carry(outbox: &Outbox, claim: Claim) {
+    let envelope = match sign(outbox, &claim) {
+        Ok(Ok(envelope)) => envelope,
+        Ok(Err(error)) => {
+            let reason = Some(format!("it cannot be put into an envelope: {error}"));
+            record(outbox, &claim, &[], &Next::End { status: MessageStatus::Failed, reason }).await;
+            return;
+        }
+        // The claim comes due again.
+        Err(error) => return tracing::warn!(%error, "a claimed delivery could not set out"),
+    };
+    let digest = envelope.digest();
+    let mut waiting = outbox.awaited.wait_for(digest);
+    let plan = outbox.plan_delivery(&claim);
+    let dispatch = Dispatch::new(&claim, plan, &outbox.rules, &mut *outbox.rng());
+    let mut journey = Journey {
+        outbox,
+        claim: &claim,
+        target: claim.target.reached_through().unwrap_or_default(),
+        envelope,
+        dispatch,
+        has_left: false,
+        early: Vec::new(),
+    };
+    let mut sends = FuturesUnordered::new();
+    journey.happen(Event::Begin, &mut sends).await;
+    while !(journey.dispatch.has_ended() && sends.is_empty()) {
+        let deadline = until(outbox, journey.dispatch.next_deadline());
+        let event = tokio::select! {
+            Some(event) = sends.next() => event,
+            Some(heard) = waiting.next() => {
+                journey.hear(heard, &mut sends).await;
+                continue;
+            }
+            () = sleep(deadline) => Event::Wake,
+        };
+        journey.happen(event, &mut sends).await;
+    }
+    for heard in journey.early.into_iter().chain(waiting.close()) {
+        receipts::settle_or_log(&outbox.gateway, &heard).await;
+    }
+}
+
+/// A delivery on its way.
+struct Journey<'a> {
+    outbox: &'a Outbox,
+    claim: &'a Claim,
+    target: String,
+    envelope: SignedEnvelope,
+    dispatch: Dispatch,
+    /// The store knows the envelope, so receipts for it can be settled.
+    has_left: bool,
+    /// Receipts that came before that.
+    early: Vec<Heard>,
+}
+
+impl<'a> Journey<'a> {
+    /// Lets something happen, and does what follows from it.
+    async fn happen(&mut self, event: Event, sends: &mut FuturesUnordered<Sending<'a>>) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let now = self.outbox.gateway.clock.now();
+            let actions: Vec<Action> = self.dispatch.handle(now, event).collect();
+            for action in actions {
+                match action {
+                    Action::Send(place) => sends.push(self.send(place)),
+                    Action::Record { attempts, next } => {
+                        let recorded = record(self.outbox, self.claim, &attempts, &next).await;
+                        self.has_left |= recorded && matches!(next, Next::Sent { .. });
+                    }
+                    Action::Learn { transport, outcome } => {
+                        let learned = &self.outbox.gateway.learned;
+                        learned.learn(now, &transport, &self.target, outcome);
+                    }
+                }
+            }
+            if self.has_left {
+                for heard in std::mem::take(&mut self.early) {
+                    events.extend(self.settle(&heard).await);
+                }
+            }
+        }
+    }
+
+    /// Takes a receipt; one that is faster than the record of its envelope waits for that.
+    async fn hear(&mut self, heard: Heard, sends: &mut FuturesUnordered<Sending<'a>>) {
+        if !self.has_left {
+            self.early.push(heard);
+        } else if let Some(event) = self.settle(&heard).await {
+            self.happen(event, sends).await;
+        }
+    }
+
+    async fn settle(&self, heard: &Heard) -> Option<Event> {
+        let ReceiptIn { signer, kind, .. } = heard.receipt;
+        let is_settled = receipts::settle_or_log(&self.outbox.gateway, heard).await;
+        let is_theirs = matches!(
+            &self.claim.target, Target::Remote(address) if address.gateway == Some(signer)
+        );
+        (is_settled && is_theirs).then_some(Event::Receipt(kind))
+    }
+
+    fn send(&self, place: Place) -> Sending<'a> {
+        let (outbox, name) = (self.outbox, place.transport);
+        let transport = outbox.gateway.transports.iter().find(|one| one.name() == name).cloned();
+        let (target, envelope) = (self.target.clone(), self.envelope.clone());
+        outbox.gateway.learned.using(outbox.gateway.clock.now(), &name, &target);
+        // Silence is the core's to judge; this only bounds how long a hung transport is held on to.
+        let limit = 2 * outbox.rules.failover_timeout;
+        Box::pin(async move {
+            let Some(transport) = transport else {
+                let reason = "this gateway has no such transport".to_owned();
+                return Event::HardFailure { transport: name, reason };
+            };
+            let digest = envelope.digest();
+            let outcome = timeout(limit, transport.send(&target, envelope)).await;
+            let (result, event) = match outcome {
+                Ok(Ok(())) => ("sent", Event::TookCharge { transport: name, envelope: digest }),
+                Ok(Err(error)) => {
+                    let reason = error.to_string();
+                    ("failed", Event::HardFailure { transport: name, reason })
+                }
+                Err(_) => {
+                    let reason = format!("no answer within {} s", limit.as_secs_f64());
+                    ("failed", Event::HardFailure { transport: name, reason })
+                }
+            };
+            metrics::counter!(
+                names::ATTEMPTS_TOTAL, "transport" => transport.name(), "result" => result,
+            )
+            .increment(1);
+            event
+        })
+    }
+}
+
+/// Records with as much patience as the claim has: what is not recorded is done again. Whether it
+/// was.
+async fn record(outbox: &Outbox, claim: &Claim, attempts: &[Attempt], next: &Next) -> bool {
+    let gateway = &outbox.gateway;
+    loop {
+        let error = match gateway.store.record(gateway.clock.now(), claim, attempts, next).await {
+            Ok(settled) => {
+                subscribers::tell_senders(gateway, settled.as_slice());
+                return true;
+            }
+            Err(error) => error,
+        };
+        let left = claim.claimed_until - gateway.clock.now();
+        if left < TimeDelta::from_std(RECORD_PAUSE).unwrap_or_default() {
+            tracing::warn!(%error, "what came of an attempt was not recorded; it is made again");
+            return false;
+        }
+        sleep(RECORD_PAUSE).await;
+    }
+}
+
+/// The envelope of a claimed delivery. The outer error is the store's.
+fn sign(outbox: &Outbox, claim: &Claim) -> sqlx::Result<Result<SignedEnvelope, SignError>> {
+    let identity = outbox.gateway.store.identity()?;
+    let message = &claim.message;
+    let sender = message.sender.clone().qualified(identity.gateway_id);
+    let recipient = match &claim.target {
+        Target::Local(peer) => Recipient::from(peer.clone()),
+        Target::Remote(address) => Recipient::from(address.clone()),
+        Target::Broadcast(_) => Recipient::Broadcast,
+    };
+    let to = match &message.to {
+        Recipient::Group { id, home: None } => {
+            Recipient::Group { id: id.clone(), home: Some(identity.gateway_id) }
+        }
+        Recipient::Peer(_) | Recipient::Group { .. } | Recipient::Broadcast => recipient.clone(),
+    };
+    let content = &message.content;
+    let envelope = Envelope {
+        sender,
+        recipient,
+        to,
+        message_id: message.id,
+        sent_at: claim.accepted_at.into(),
+        expires_at: message.expires_at.into(),
+        priority: message.priority,
+        level: message.min_anonymity,
+        lane_seq: claim.lane_seq,
+        after: claim.after,
+        content: Content {
+            bytes: content.bytes.clone(),
+            is_text: content.is_text,
+            content_type: content.content_type.clone(),
+            message_type: content.message_type.clone(),
+            metadata: content.metadata.clone(),
+            file_ids: content.file_ids.clone(),
+            labels: content.labels.clone(),
+        },
+    };
+    Ok(envelope.sign(&identity.signing_key))
+}
+
+/// From now to a deadline; a moment when there is none, as then only sends are waited for.
+fn until(outbox: &Outbox, deadline: Option<Time>) -> Duration {
+    deadline.map_or(Duration::from_secs(60), |deadline| {
+        (deadline - outbox.gateway.clock.now()).to_std().unwrap_or_default()
+    })
+}

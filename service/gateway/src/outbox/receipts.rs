@@ -1,0 +1,162 @@
+//! Receipts, both ways: sending those that are owed, and settling those that came.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use fieldpost_delivery::{Backoff, ReceiptOut, Settled, Store as _};
+use fieldpost_envelope::{Receipt, ReceiptKind, SignedEnvelope, limits};
+use tokio::time::timeout;
+use tracing::instrument;
+
+use crate::{
+    Gateway,
+    outbox::{Heard, Outbox},
+    subscribers,
+    telemetry::metrics as names,
+};
+
+/// Sends one receipt over the first transport that takes it, and records what follows.
+#[instrument(name = "outbox.receipt", skip_all, fields(
+    receipt.kind = %receipt.kind,
+    receipt.attempt = receipt.attempt,
+))]
+pub(super) async fn send(outbox: &Outbox, receipt: ReceiptOut) {
+    let outcome = match sign(outbox, &receipt) {
+        Ok(Some(envelope)) => deliver(outbox, &receipt, envelope).await,
+        Ok(None) => {
+            // We wrote it ourselves within the limits.
+            tracing::error!("a receipt could not be put into an envelope and is dropped");
+            outbox.gateway.store.receipt_done(&receipt, None).await
+        }
+        Err(error) => Err(error),
+    };
+    if let Err(error) = outcome {
+        // Its claim ends by itself.
+        tracing::warn!(%error, "a receipt could not be sent or recorded");
+    }
+}
+
+async fn deliver(
+    outbox: &Outbox,
+    receipt: &ReceiptOut,
+    envelope: SignedEnvelope,
+) -> sqlx::Result<()> {
+    let gateway = &outbox.gateway;
+    let left = leave(outbox, receipt, &envelope).await;
+    let later = |backoff: Backoff| {
+        let wait = backoff.wait(receipt.attempt, &mut *outbox.rng());
+        gateway.clock.now() + TimeDelta::from_std(wait).unwrap_or(TimeDelta::hours(1))
+    };
+    match (left, receipt.kind) {
+        (false, _) => gateway.store.receipt_done(receipt, Some(later(Backoff::RECEIPT))).await,
+        // Whoever misses it sends the message again.
+        (true, ReceiptKind::Stored) => gateway.store.receipt_done(receipt, None).await,
+        (true, ReceiptKind::Delivered | ReceiptKind::Read | ReceiptKind::Refused) => {
+            let first = outbox.rules.failover_timeout;
+            let backoff = Backoff { first, most: first.max(LONGEST_SILENCE) };
+            gateway.store.receipt_left(receipt, &envelope.digest(), later(backoff)).await
+        }
+    }
+}
+
+/// The longest wait before a receipt without an answer is sent again.
+const LONGEST_SILENCE: Duration = Duration::from_secs(3600);
+
+/// Whether a transport took charge.
+async fn leave(outbox: &Outbox, receipt: &ReceiptOut, envelope: &SignedEnvelope) -> bool {
+    let gateway = &outbox.gateway;
+    let target = receipt.gateway.to_string();
+    for place in outbox.plan_receipt(receipt.gateway, receipt.level).places {
+        let Some(transport) = gateway.transports.iter().find(|one| one.name() == place.transport)
+        else {
+            continue;
+        };
+        let limit = outbox.rules.failover_timeout;
+        let sent = timeout(limit, transport.send(&target, envelope.clone())).await;
+        let result = if matches!(sent, Ok(Ok(()))) { "sent" } else { "failed" };
+        metrics::counter!(
+            names::RECEIPTS_SENT_TOTAL, "transport" => transport.name(), "result" => result,
+        )
+        .increment(1);
+        match sent {
+            Ok(Ok(())) => return true,
+            Ok(Err(error)) => tracing::debug!(%error, "a receipt was not taken"),
+            Err(_) => tracing::debug!("a receipt was not taken in time"),
+        }
+        if !outbox.rules.failover {
+            break;
+        }
+    }
+    false
+}
+
+/// `None` if it breaks a rule of envelopes.
+fn sign(outbox: &Outbox, owed: &ReceiptOut) -> sqlx::Result<Option<SignedEnvelope>> {
+    let identity = outbox.gateway.store.identity()?;
+    let receipt = Receipt {
+        answers: owed.envelope,
+        kind: owed.kind,
+        at: owed.at.into(),
+        reason: owed.reason.as_deref().map(within_limit),
+        signer: identity.gateway_id,
+    };
+    Ok(receipt.sign(&identity.signing_key).ok())
+}
+
+fn within_limit(reason: &str) -> String {
+    let end = (0..=reason.len().min(limits::REASON))
+        .rev()
+        .find(|end| reason.is_char_boundary(*end))
+        .unwrap_or(0);
+    reason[..end].replace('\0', "")
+}
+
+/// Applies a receipt that came, tells the sender what it changed, and owes its answer. Doing it
+/// again is harmless.
+///
+/// # Errors
+///
+/// The store's; the other gateway says it again.
+pub async fn settle(gateway: &Gateway, heard: &Heard) -> sqlx::Result<Option<Settled>> {
+    let now = gateway.clock.now();
+    let Heard { receipt, digest } = heard;
+    let settled = gateway.store.settle(now, receipt).await?;
+    subscribers::tell_senders(gateway, settled.as_slice());
+    match receipt.kind {
+        ReceiptKind::Stored => {
+            gateway.store.receipt_answered(&receipt.envelope, receipt.signer).await?;
+        }
+        ReceiptKind::Delivered | ReceiptKind::Read | ReceiptKind::Refused => {
+            if gateway.store.answer_receipt(now, receipt, digest).await? {
+                gateway.wake_outbox.notify_one();
+            }
+        }
+    }
+    Ok(settled)
+}
+
+/// Whether the receipt was applied, or had been before.
+pub(super) async fn settle_or_log(gateway: &Gateway, heard: &Heard) -> bool {
+    match settle(gateway, heard).await {
+        Ok(_) => true,
+        Err(error) => {
+            tracing::warn!(%error, "a receipt could not be settled; it comes again");
+            false
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_cut_between_characters_and_lose_what_databases_refuse() {
+        assert_eq!(within_limit("inbox full"), "inbox full");
+        assert_eq!(within_limit("a\0b"), "ab");
+        let long = "ü".repeat(limits::REASON);
+        let cut = within_limit(&long);
+        assert!(cut.len() <= limits::REASON && long.starts_with(&cut));
+        assert_eq!(cut.len(), limits::REASON - limits::REASON % 2);
+    }
+}
