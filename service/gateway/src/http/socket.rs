@@ -52,6 +52,8 @@ const SENDS_UNDER_WAY: usize = 64;
 const CONFIRMATIONS_WAITING: usize = 10_000;
 /// How long a write may take before the client counts as a slow reader.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a socket that ends may take to confirm what its client confirmed.
+const CONFIRM_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a close frame is tried to be written to a client that does not read.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(30);
 /// Between pings.
@@ -244,7 +246,9 @@ async fn serve(
     if let Err(error) = presence::opened(&gateway, &peer).await {
         tracing::warn!(%error, "presence not noted");
     }
-    let end = Session::new(&gateway, &peer, dialect, after, subscription).run(&mut socket).await;
+    let mut session = Session::new(&gateway, &peer, dialect, after, subscription);
+    let end = session.run(&mut socket).await;
+    session.finish().await;
     metrics::counter!("fieldpost_sockets_closed_total", "reason" => end.label()).increment(1);
     tracing::debug!(socket.end = end.label(), "socket ends");
     if let Err(error) = presence::closed(&gateway, &peer).await {
@@ -252,14 +256,18 @@ async fn serve(
     }
     // Nothing is held for the client by now; a close frame that waits for it costs a file handle.
     drop(gateway);
-    if let Some(close) = end.close() {
-        let _ = timeout(CLOSE_DEADLINE, async {
-            socket.send(Message::Close(Some(close))).await?;
-            while let Some(Ok(_)) = socket.recv().await {}
-            Ok::<_, axum::Error>(())
-        })
-        .await;
-    }
+    let _ = timeout(CLOSE_DEADLINE, async {
+        match end.close() {
+            Some(close) => {
+                socket.send(Message::Close(Some(close))).await?;
+                while let Some(Ok(_)) = socket.recv().await {}
+                Ok::<_, axum::Error>(())
+            }
+            // The answer to the client's own close frame, if it sent one.
+            None => SinkExt::close(&mut socket).await,
+        }
+    })
+    .await;
 }
 
 /// One socket from its opening to its end: reads frames, shows messages, confirms and sends, each
@@ -356,7 +364,12 @@ impl<'a> Session<'a> {
                     .boxed(),
             );
         }
+        self.begin_to_confirm();
+    }
+
+    fn begin_to_confirm(&mut self) {
         if self.confirming.is_none() && self.waiting.len() > 0 {
+            let (gateway, peer) = (self.gateway, self.peer);
             let taken = std::mem::take(&mut self.waiting);
             self.confirming = Some(
                 async move {
@@ -365,6 +378,24 @@ impl<'a> Session<'a> {
                 }
                 .boxed(),
             );
+        }
+    }
+
+    /// Takes what the client confirmed before it left, before it is told that the socket is closed:
+    /// it will not confirm that again, and must not be shown it again.
+    async fn finish(mut self) {
+        let confirmed = timeout(CONFIRM_DEADLINE, async {
+            self.begin_to_confirm();
+            while self.confirming.is_some() {
+                let (_, settled) = wait_for(&mut self.confirming).await;
+                self.confirming = None;
+                settled?;
+                self.begin_to_confirm();
+            }
+            Ok::<_, sqlx::Error>(())
+        });
+        if let Ok(Err(error)) = confirmed.await {
+            tracing::debug!(%error, "the last confirmations were not taken");
         }
     }
 
