@@ -14,7 +14,7 @@
 //! | `router` | which transports are asked, in which order, and why (section 8) |
 //! | `dispatch` | what to do next with one claimed delivery |
 //! | `store` | what has to be remembered; `memory` remembers it in memory |
-//! | `suite` | whether a store keeps its word |
+//! | [`suite`] | whether a store keeps its word |
 
 mod dispatch;
 mod lanes;
@@ -24,6 +24,7 @@ mod retry;
 mod router;
 mod state;
 mod store;
+pub mod suite;
 
 pub use dispatch::{Action, Dispatch, Event, Rules};
 pub use lanes::{

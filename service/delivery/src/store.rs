@@ -400,7 +400,8 @@ pub trait Store {
     async fn accept(&self, now: Time, batch: &[Submission]) -> Result<Vec<Accepted>, Self::Error>;
 
     /// Shows up to `limit` unconfirmed messages of `peer` with a position above `after`, in order,
-    /// giving positions to those that have none. Expired ones are not shown.
+    /// giving positions to those that have none. Expired ones are not shown. A message of this
+    /// gateway becomes `sent` when it is first shown.
     async fn show(
         &self,
         now: Time,
@@ -410,7 +411,8 @@ pub trait Store {
     ) -> Result<Vec<InboxEntry>, Self::Error>;
 
     /// Confirms messages of `peer` as delivered, or as read; confirming again changes nothing but
-    /// can still turn `delivered` into `read`. What was not shown is not confirmed.
+    /// can still turn `delivered` into `read`. What was not shown is not confirmed. Returned is what
+    /// changed. `delivered` or `read` is owed to the gateway that a message came from.
     async fn confirm(
         &self,
         now: Time,
@@ -420,6 +422,9 @@ pub trait Store {
     ) -> Result<Vec<Settled>, Self::Error>;
 
     /// Cancels a message of `sender` if no delivery of it has left (design, section 5).
+    ///
+    /// One under claim may be leaving, so it counts as having left until its attempt is recorded as
+    /// [`Next::Retry`] or [`Next::Wait`].
     async fn cancel(
         &self,
         now: Time,
@@ -431,7 +436,8 @@ pub trait Store {
     async fn expire_due(&self, now: Time, limit: usize) -> Result<Vec<Settled>, Self::Error>;
 
     /// Claims up to `limit` due deliveries to `reachable` gateways, phones or transports, the most
-    /// urgent and longest overdue first. Nobody else is offered them until `lease` has passed.
+    /// urgent and longest overdue first. Nobody else is offered them until `lease` has passed. A
+    /// phone is offered nothing while it owes us an earlier message of the same lane.
     async fn claim_due(
         &self,
         now: Time,
@@ -441,7 +447,9 @@ pub trait Store {
     ) -> Result<Vec<Claim>, Self::Error>;
 
     /// Records what an attempt came to and what follows from it. Ignored when the delivery has
-    /// ended meanwhile, but for the attempt itself.
+    /// ended meanwhile, or the recipient's gateway has it, but for the attempt itself and the
+    /// envelope. An attempt is known by transport and start; recorded again, it gets its new result.
+    /// What a claim comes to that was overtaken by a newer one makes nothing wait.
     async fn record(
         &self,
         now: Time,
@@ -450,11 +458,11 @@ pub trait Store {
         next: &Next,
     ) -> Result<Option<Settled>, Self::Error>;
 
-    /// Makes what waits for `targets` due now.
+    /// Makes what waits for `targets` due now, and what backs off from them; returns how many.
     async fn reached(&self, now: Time, targets: &[String]) -> Result<u64, Self::Error>;
 
     /// Stores a message from another gateway, or knows it already. `order_wait` is how long it may
-    /// be held back for a predecessor.
+    /// be held back for a predecessor. A duplicate's envelope is the one that later receipts name.
     async fn receive(
         &self,
         now: Time,
@@ -494,6 +502,7 @@ pub trait Store {
     ) -> Result<Vec<Record>, Self::Error>;
 
     /// The earliest time at which [`expire_due`](Self::expire_due),
-    /// [`claim_due`](Self::claim_due) or [`release_held`](Self::release_held) has work.
+    /// [`claim_due`](Self::claim_due) or [`release_held`](Self::release_held) has work; a time in
+    /// the past when that has work now, for recipients out of reach too.
     async fn next_due(&self) -> Result<Option<Time>, Self::Error>;
 }

@@ -460,7 +460,19 @@ impl Book {
     pub(super) fn reached(&mut self, now: Time, targets: &[String]) -> u64 {
         let is_reached =
             |key: &&Key| key.target.reached_through().is_some_and(|name| targets.contains(&name));
-        let keys: Vec<_> = self.waiting.iter().filter(is_reached).cloned().collect();
+        let backs_off = |key: &&Key| {
+            self.deliveries.get(key).is_some_and(|delivery| match &delivery.part {
+                Part::Away(away) => {
+                    delivery.status == MessageStatus::Pending
+                        && away.due > Some(now)
+                        && !away.open_claims.contains(&away.claims)
+                }
+                Part::Here(_) => false,
+            })
+        };
+        let backing_off = self.attempts_due.iter().map(|(_, key)| key).filter(backs_off);
+        let keys: Vec<_> =
+            self.waiting.iter().chain(backing_off).filter(is_reached).cloned().collect();
         for key in &keys {
             self.set_due(key, Some(now));
         }
