@@ -42,7 +42,7 @@ async fn nothing_is_lost_or_doubled_in_fifty_kills() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_external_postgres_may_be_killed_as_well() {
     let seed = seed();
-    println!("seed {seed}");
+    eprintln!("seed {seed}");
     let mut rng = StdRng::seed_from_u64(seed);
     let mut postgres = Postgres::start().await;
     let url = postgres.create_database("crash");
@@ -65,7 +65,7 @@ async fn an_external_postgres_may_be_killed_as_well() {
 
 async fn kill_under_load(kills: u64) {
     let seed = seed();
-    println!("seed {seed}, {kills} kills");
+    eprintln!("seed {seed}, {kills} kills");
     let mut rng = StdRng::seed_from_u64(seed);
     let mut gateway = Options::embedded().start().await;
     let load = Load::start(&gateway.client(), Shape::default(), seed).await;
@@ -75,13 +75,13 @@ async fn kill_under_load(kills: u64) {
         let victim = [Victim::Both, Victim::Gateway, Victim::Postgres]
             [usize::try_from(number % 3).expect("it is below three")];
         strike(&mut gateway, victim).await;
-        println!("kill {}: {victim:?} at {} messages", number + 1, load.accepted());
+        eprintln!("kill {}: {victim:?} at {} messages", number + 1, load.accepted());
     }
     load.wait_for_accepted(MESSAGES, PATIENCE).await;
     let shown = load.shown();
     assert!(shown > 0, "nothing was shown");
     let history = load.finish().await;
-    println!("{} events", history.events.len());
+    eprintln!("{} events", history.events.len());
     history.assert_clean(seed);
 }
 

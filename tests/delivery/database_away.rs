@@ -6,7 +6,7 @@
 use std::{env, time::Duration};
 
 use harness::{
-    Options, Postgres,
+    Gateway, Options, Postgres,
     client::Draft,
     load::{Load, Shape},
     seed,
@@ -19,7 +19,7 @@ const PEERS: usize = 12;
 #[tokio::test(flavor = "multi_thread")]
 async fn senders_are_told_and_nothing_is_lost_while_postgres_is_stopped() {
     let seed = seed();
-    println!("seed {seed}");
+    eprintln!("seed {seed}");
     let mut postgres = Postgres::start().await;
     let mut gateway = Options::on(postgres.create_database("away")).start().await;
     let shape = Shape { peers: PEERS, ..Shape::default() };
@@ -58,7 +58,7 @@ async fn a_gateway_starts_without_its_database_and_says_why() {
     let url = postgres.create_database("late");
     postgres.stop().await;
     let mut gateway = Options::on(url).start_without_waiting().await;
-    let reason = wait_for_refusal(&gateway).await;
+    let reason = gateway.wait_not_ready().await;
     assert!(reason.contains("database"), "{reason}");
     postgres.resume().await;
     gateway.wait_ready().await;
@@ -74,27 +74,13 @@ fn outage() -> Duration {
 }
 
 /// Probes go on: the process lives, it is not ready, and it says why.
-async fn assert_health_tells(gateway: &harness::Gateway) {
+async fn assert_health_tells(gateway: &Gateway) {
+    let reason = gateway.wait_not_ready().await;
+    assert!(reason.contains("database"), "{reason}");
     let client = gateway.client();
     let health: serde_json::Value =
         client.call(client.request(reqwest::Method::GET, "/health")).await.expect("it answers");
     assert_eq!(health["status"], "degraded");
-    let reason = wait_for_refusal(gateway).await;
-    assert!(reason.contains("database"), "{reason}");
-}
-
-async fn wait_for_refusal(gateway: &harness::Gateway) -> String {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let answer = reqwest::get(format!("{}/readyz", gateway.admin_url())).await;
-        if let Ok(answer) = answer
-            && answer.status() == 503
-        {
-            return answer.text().await.expect("it has a reason");
-        }
-        assert!(Instant::now() < deadline, "/readyz never says that the gateway is not ready");
-        sleep(Duration::from_millis(20)).await;
-    }
 }
 
 async fn wait_until(what: &str, mut done: impl FnMut() -> bool) {

@@ -12,7 +12,7 @@ use tokio_tungstenite::{
     tungstenite::{
         self, Message,
         client::IntoClientRequest,
-        http::{HeaderName, HeaderValue},
+        http::{HeaderMap, HeaderName, HeaderValue},
     },
 };
 use uuid::Uuid;
@@ -245,15 +245,10 @@ impl Client {
     ) -> Result<T, Failure> {
         let response = request.send().await.map_err(|error| failure(&error))?;
         let status = response.status();
-        let retry_after = response.headers().get("retry-after");
-        let retry_after = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
+        let headers = response.headers().clone();
         let body = response.bytes().await.map_err(|error| failure(&error))?;
         if !status.is_success() {
-            let detail = match serde_json::from_slice::<Value>(&body) {
-                Ok(problem) => problem["detail"].to_string(),
-                Err(_) => String::from_utf8_lossy(&body).into_owned(),
-            };
-            return Err(Failure::Refused { status: status.as_u16(), detail, retry_after });
+            return Err(refusal(status.as_u16(), &headers, &body));
         }
         let body = if status == StatusCode::NO_CONTENT { b"null".as_slice() } else { &body };
         serde_json::from_slice(body).map_err(|error| {
@@ -345,15 +340,10 @@ impl Client {
         }
         match timeout(CALL_DEADLINE, connect_async(request)).await {
             Ok(Ok((stream, _))) => Ok(Socket { stream, refs: 0 }),
-            Ok(Err(tungstenite::Error::Http(answer))) => Err(Failure::Refused {
-                status: answer.status().as_u16(),
-                detail: answer
-                    .body()
-                    .as_deref()
-                    .map(|body| String::from_utf8_lossy(body).into_owned())
-                    .unwrap_or_default(),
-                retry_after: None,
-            }),
+            Ok(Err(tungstenite::Error::Http(answer))) => {
+                let body = answer.body().as_deref().unwrap_or_default();
+                Err(refusal(answer.status().as_u16(), answer.headers(), body))
+            }
             Ok(Err(error)) => Err(Failure::Unreachable(error.to_string())),
             Err(_) => Err(Failure::Unanswered("no answer to the upgrade".to_owned())),
         }
@@ -367,6 +357,19 @@ fn failure(error: &reqwest::Error) -> Failure {
         return Failure::Unreachable(error.to_string());
     }
     Failure::Unanswered(format!("{error:?}"))
+}
+
+fn refusal(status: u16, headers: &HeaderMap, body: &[u8]) -> Failure {
+    let detail = match serde_json::from_slice::<Value>(body) {
+        Ok(problem) => match &problem["detail"] {
+            Value::String(detail) => detail.clone(),
+            other => other.to_string(),
+        },
+        Err(_) => String::from_utf8_lossy(body).into_owned(),
+    };
+    let retry_after = headers.get("retry-after");
+    let retry_after = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
+    Failure::Refused { status, detail, retry_after }
 }
 
 /// A socket of `/v1/ws`.

@@ -106,9 +106,7 @@ impl Postgres {
             if child.try_wait().expect("the child is ours").is_some() {
                 return false;
             }
-            let mut probe = self.program("pg_isready");
-            probe.args(["-q", "-h", self.socket_dir(), "-t", "1"]);
-            if probe.status().is_ok_and(|status| status.success()) {
+            if self.says_ready(child.id()) {
                 return true;
             }
             tokio::time::sleep(POLL).await;
@@ -116,6 +114,13 @@ impl Postgres {
         send_signal(child.id(), Signal::SIGKILL);
         let _ = child.wait();
         false
+    }
+
+    /// The server notes its pid and, in the eighth line, how far it is.
+    fn says_ready(&self, pid: u32) -> bool {
+        let note = fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
+        let lines: Vec<&str> = note.lines().map(str::trim).collect();
+        lines.first() == Some(&pid.to_string().as_str()) && lines.get(7) == Some(&"ready")
     }
 
     /// Shuts the server down as an operator would, cutting all connections.
@@ -218,9 +223,12 @@ fn find_binaries() -> PathBuf {
         .collect();
     versions.sort_by_key(|path| version(path));
     folders.extend(versions.into_iter().rev().map(|version| version.join("bin")));
-    folders
-        .into_iter()
-        .find(|folder| folder.join("postgres").is_file() && folder.join("initdb").is_file())
+    // A link to `postgres` alone leads to the folder where it has its other programs.
+    let servers =
+        folders.into_iter().filter_map(|folder| folder.join("postgres").canonicalize().ok());
+    servers
+        .filter_map(|server| server.parent().map(Path::to_owned))
+        .find(|folder| ["initdb", "createdb"].iter().all(|name| folder.join(name).is_file()))
         .expect("Postgres is installed (apt-get install postgresql)")
 }
 

@@ -149,6 +149,26 @@ impl Gateway {
         }
     }
 
+    /// What `/readyz` gives as the reason for not being ready; waits until it is not.
+    ///
+    /// # Panics
+    ///
+    /// If it does not become so in time.
+    pub async fn wait_not_ready(&self) -> String {
+        let url = format!("{}/readyz", self.admin_url());
+        let http = reqwest_client(Duration::from_secs(2));
+        let deadline = Instant::now() + READY_DEADLINE;
+        loop {
+            if let Ok(answer) = http.get(&url).send().await
+                && answer.status() == reqwest::StatusCode::SERVICE_UNAVAILABLE
+            {
+                return answer.text().await.expect("the reason is text");
+            }
+            assert!(Instant::now() < deadline, "/readyz never says that the gateway is not ready");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
     /// How the gateway ended by itself, if it did.
     pub fn exited(&mut self) -> Option<ExitStatus> {
         self.child.as_mut()?.try_wait().expect("the child is ours")
