@@ -134,6 +134,7 @@ pub(super) fn metrics(gateway: &Gateway, handle: &PrometheusHandle) -> Response 
     metrics::gauge!(names::BUILD_INFO, "version" => VERSION).set(1.0);
     metrics::gauge!(names::SOCKETS).set(gateway.subscribers.sockets() as f64);
     metrics::gauge!(names::CONNECTED_PEERS).set(gateway.subscribers.connected_peers() as f64);
+    metrics::gauge!(names::SENDS_WAITING).set(gateway.acceptor.waiting() as f64);
     let (open, idle) = gateway.store.connections();
     metrics::gauge!(names::DATABASE_CONNECTIONS, "state" => "idle").set(f64::from(idle));
     metrics::gauge!(names::DATABASE_CONNECTIONS, "state" => "busy").set(f64::from(open - idle));

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use axum::extract::State;
+use fieldpost_delivery::{Place, Plan, RuledOut, Target, Verdict};
+use fieldpost_envelope::{AnonymityLevel, Recipient};
 use fieldpost_transport::Transport;
-use serde::Serialize;
-use utoipa::ToSchema;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
@@ -14,12 +16,22 @@ use crate::{
     http::{
         caller::Caller,
         error::{ApiError, Problem},
+        extract::Query,
     },
+    outbox,
 };
 
-/// The routes of `/v1/status` and `/v1/transports`.
+/// The largest content on `/v1`.
+const MAX_CONTENT_BYTES: usize = 1 << 20;
+/// A broadcast is planned for all transports at once; this is none of their names.
+const ANY_TRANSPORT: &str = "";
+
+/// The routes of `/v1/status`, `/v1/transports` and `/v1/routes`.
 pub fn routes() -> OpenApiRouter<Gateway> {
-    OpenApiRouter::new().routes(routes!(status)).routes(routes!(transports))
+    OpenApiRouter::new()
+        .routes(routes!(status))
+        .routes(routes!(transports))
+        .routes(routes!(routes_to))
 }
 
 /// The gateway's state.
@@ -145,6 +157,13 @@ pub struct TransportInfo {
     /// Gateways and phones that it reaches now.
     #[schema(minimum = 0)]
     reaches: usize,
+    /// How long messages took lately until the recipient's gateway had them, in milliseconds; null
+    /// when nothing is known.
+    #[schema(minimum = 0)]
+    measured_latency_ms: Option<f64>,
+    /// The share of attempts that did not arrive lately, from 0 to 1; null when nothing is known.
+    #[schema(minimum = 0, maximum = 1)]
+    measured_loss: Option<f64>,
     /// Envelopes that it took charge of since it started.
     #[schema(minimum = 0)]
     envelopes_sent: u64,
@@ -154,8 +173,10 @@ pub struct TransportInfo {
 }
 
 impl TransportInfo {
-    fn of(transport: &Arc<dyn Transport>) -> Self {
+    fn of(gateway: &Gateway, transport: &Arc<dyn Transport>) -> Self {
         let can = transport.capabilities();
+        let now = gateway.clock.now();
+        let measured = gateway.learned.overall(now, transport.name());
         let does = transport.status();
         Self {
             name: transport.name(),
@@ -179,6 +200,8 @@ impl TransportInfo {
             supports_multi_hop: can.supports_multi_hop,
             max_hops: can.max_hops,
             reaches: transport.reachable().borrow().len(),
+            measured_latency_ms: measured.latency(now).map(|time| time.as_secs_f64() * 1000.0),
+            measured_loss: measured.success(now).map(|success| (1.0 - success).clamp(0.0, 1.0)),
             envelopes_sent: does.envelopes_sent,
             envelopes_received: does.envelopes_received,
         }
@@ -202,8 +225,147 @@ pub(super) async fn transports(
     caller: Caller,
 ) -> Result<axum::Json<TransportList>, ApiError> {
     require_anybody(&caller)?;
-    let transports = gateway.transports.iter().map(TransportInfo::of).collect();
+    let transports =
+        gateway.transports.iter().map(|one| TransportInfo::of(&gateway, one)).collect();
     Ok(axum::Json(TransportList { transports }))
+}
+
+/// Of which message the way is asked.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct RouteQuery {
+    /// A peer, `peer@gateway`, a phone's 16 hex digits, or `broadcast`.
+    #[param(min_length = 1, max_length = 240, example = "bob")]
+    to: String,
+    /// The content's size in bytes.
+    #[param(minimum = 0, maximum = 1_048_576, example = 256)]
+    size: Option<u64>,
+    /// The lowest anonymity level that may carry it.
+    #[param(minimum = 0, maximum = 3, example = 0)]
+    min_anonymity: Option<u8>,
+}
+
+/// How a message would travel.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RoutePlan {
+    /// `go`, `waits`, or `never`.
+    #[schema(pattern = "^(go|waits|never)$")]
+    verdict: &'static str,
+    /// What it waits for, or why it can never travel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    /// Whether all of them are asked at once rather than one after the other.
+    at_once: bool,
+    /// The transports to be asked, best first; `local` is no transport but this gateway.
+    places: Vec<RoutePlace>,
+    /// All others.
+    ruled_out: Vec<RoutePlace>,
+}
+
+/// A transport and the reason for its place.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RoutePlace {
+    /// Its name.
+    #[schema(example = "local")]
+    transport: String,
+    /// Why it stands here.
+    reason: String,
+}
+
+impl From<Plan> for RoutePlan {
+    fn from(plan: Plan) -> Self {
+        let (verdict, reason) = match plan.verdict {
+            Verdict::Go => ("go", None),
+            Verdict::Waits { reason, .. } => ("waits", Some(reason)),
+            Verdict::Never { reason } => ("never", Some(reason)),
+        };
+        Self {
+            verdict,
+            reason,
+            at_once: plan.at_once,
+            places: plan
+                .places
+                .into_iter()
+                .map(|Place { transport, reason }| RoutePlace { transport, reason })
+                .collect(),
+            ruled_out: plan
+                .ruled_out
+                .into_iter()
+                .map(|RuledOut { transport, why }| RoutePlace {
+                    transport,
+                    reason: why.to_string(),
+                })
+                .collect(),
+        }
+    }
+}
+
+/// Show how a message would travel now, and why.
+///
+/// Nothing is sent. A broadcast also goes to the peers of this gateway, which needs no transport.
+#[utoipa::path(
+    get,
+    path = "/v1/routes",
+    operation_id = "planRoute",
+    tag = "gateway",
+    params(RouteQuery),
+    responses(
+        (status = 200, description = "The plan", body = RoutePlan, example = json!({
+            "verdict": "go", "at_once": false,
+            "places": [{ "transport": "local", "reason": "the recipient is on this gateway" }],
+            "ruled_out": []
+        })),
+        (status = "4XX", description = "There is no such recipient", body = Problem, content_type = "application/problem+json"),
+        (status = "5XX", description = "The gateway failed", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(super) async fn routes_to(
+    State(gateway): State<Gateway>,
+    caller: Caller,
+    Query(query): Query<RouteQuery>,
+) -> Result<axum::Json<RoutePlan>, ApiError> {
+    require_anybody(&caller)?;
+    let (size, level) = query.bounds()?;
+    let target = query.target(&gateway).await?;
+    Ok(axum::Json(outbox::preview(&gateway, &target, size, level).into()))
+}
+
+impl RouteQuery {
+    fn bounds(&self) -> Result<(usize, AnonymityLevel), ApiError> {
+        let size = self.size.unwrap_or(0);
+        let size = usize::try_from(size).ok().filter(|size| *size <= MAX_CONTENT_BYTES);
+        let size = size.ok_or_else(|| {
+            ApiError::invalid("query.size", "size: a message has at most 1048576 bytes")
+        })?;
+        let level = AnonymityLevel::try_from(self.min_anonymity.unwrap_or(0)).map_err(|error| {
+            ApiError::invalid("query.min_anonymity", format!("min_anonymity: {error}"))
+        })?;
+        Ok((size, level))
+    }
+
+    async fn target(&self, gateway: &Gateway) -> Result<Target, ApiError> {
+        let to: Recipient = self
+            .to
+            .parse()
+            .map_err(|error| ApiError::invalid("query.to", format!("to: {error}")))?;
+        let own = gateway.store.identity()?.gateway_id;
+        match to {
+            Recipient::Broadcast => Ok(Target::Broadcast(ANY_TRANSPORT.to_owned())),
+            Recipient::Group { .. } => Err(ApiError::invalid(
+                "query.to",
+                "to: a group has a way to each of its members; ask for one of them",
+            )),
+            Recipient::Peer(address)
+                if address.gateway.is_some_and(|home| home != own) || address.peer.is_phone() =>
+            {
+                Ok(Target::Remote(address))
+            }
+            Recipient::Peer(address) => match gateway.store.peer_exists(&address.peer).await? {
+                true => Ok(Target::Local(address.peer)),
+                false => Err(ApiError::not_found(format!("no peer {} is known", address.peer))),
+            },
+        }
+    }
 }
 
 /// Any token will do, a peer's or an operator's; with `--auth open` none is needed.

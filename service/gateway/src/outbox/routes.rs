@@ -102,7 +102,7 @@ fn ask(gateway: &Gateway, question: &Question<'_>, target: &str) -> Plan {
             name: transport.name(),
             enabled: true,
             capabilities,
-            reach: match transport.reachable().borrow().contains(target) {
+            reach: match reaches(transport.as_ref(), question.recipient, target) {
                 true => Reach::Yes { over_internet: false },
                 false => Reach::No,
             },
@@ -116,6 +116,19 @@ fn ask(gateway: &Gateway, question: &Question<'_>, target: &str) -> Plan {
         })
         .collect();
     plan(question, &candidates)
+}
+
+/// Whether `target` is in reach; a broadcast has another target over each transport.
+fn reaches(transport: &dyn Transport, recipient: RecipientKind, target: &str) -> bool {
+    let reachable = transport.reachable();
+    let reachable = reachable.borrow();
+    match recipient {
+        RecipientKind::Broadcast => {
+            let heard = Target::Broadcast(transport.name().to_owned()).reached_through();
+            heard.is_some_and(|heard| reachable.contains(&heard))
+        }
+        _ => reachable.contains(target),
+    }
 }
 
 /// What a transport declares, in the router's words.
