@@ -431,6 +431,13 @@ async def tell(base: str) -> int:
     return failed
 
 
+def master_key_file(folder: str) -> str:
+    path = f"{folder}/master.key"
+    with open(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+    return path
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -446,8 +453,9 @@ async def gateway(binary: str, options: list[str]):
         os.chmod(folder, 0o755)
         command = [binary, "serve", "--auth", "open", "--listen", f"127.0.0.1:{port}"]
         command += ["--admin-listen", f"127.0.0.1:{admin_port}"]
+        command += ["--master-key-file", master_key_file(folder)]
         if "--database-url" not in options:
-            command += ["--data-dir", f"{folder}/data", "--master-key-file", f"{folder}/master.key"]
+            command += ["--data-dir", f"{folder}/data"]
         process = await asyncio.create_subprocess_exec(*command, *options)
         base = f"http://127.0.0.1:{port}"
         try:
