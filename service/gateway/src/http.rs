@@ -35,8 +35,9 @@ mod observe;
 pub mod p2p;
 pub mod peers;
 pub mod socket;
-pub mod submit;
 pub mod status;
+pub mod submit;
+mod unread;
 
 /// The most bytes of a body or frame: 1 MiB of content in the wordiest encoding, and its fields.
 pub const MAX_BODY_BYTES: usize = 2_621_440;
@@ -89,6 +90,7 @@ pub fn router(gateway: &Gateway) -> Router {
             header::X_CONTENT_TYPE_OPTIONS,
             HeaderValue::from_static("nosniff"),
         ))
+        .layer(middleware::from_fn(unread::read_to_the_end))
         .with_state(gateway.clone())
 }
 
