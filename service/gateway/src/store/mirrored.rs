@@ -187,7 +187,8 @@ impl Store {
 
     /// What all peers of this gateway have sent and been sent, and what waits.
     pub async fn traffic(&self) -> sqlx::Result<Traffic> {
-        sqlx::query_as!(
+        let (_steady, sent, received) = self.counters.steady_total().await;
+        let written = sqlx::query_as!(
             Traffic,
             r#"
             select
@@ -199,6 +200,11 @@ impl Store {
             "#,
         )
         .fetch_one(&self.pool)
-        .await
+        .await?;
+        Ok(Traffic {
+            sent: written.sent + sent,
+            received: written.received + received,
+            ..written
+        })
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use fieldpost_envelope::PeerId;
-use tokio::sync::RwLock;
+use tokio::sync::{RwLock, RwLockReadGuard};
 use uuid::Uuid;
 
 use super::{
@@ -665,6 +665,17 @@ impl Counters {
     fn pending(&self, peer: &PeerId) -> Count {
         let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         pending.get(peer).copied().unwrap_or_default()
+    }
+
+    /// All that is counted and not yet written, as sent and received. It moves into the database
+    /// no earlier than the guard is dropped.
+    pub(super) async fn steady_total(&self) -> (RwLockReadGuard<'_, ()>, i64, i64) {
+        let steady = self.flushing.read().await;
+        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = pending.values().map(|count| count.sent).sum();
+        let received = pending.values().map(|count| count.received).sum();
+        drop(pending);
+        (steady, sent, received)
     }
 
     fn is_empty(&self) -> bool {
