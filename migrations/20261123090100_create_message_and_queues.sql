@@ -141,8 +141,11 @@ create table delivery (
 
     primary key (message_id, sender, recipient, accepted_at)
 ) partition by range (accepted_at);
--- Serves `read` receipts for positions confirmed before.
-create index delivery_recipient_seq on delivery (recipient, seq) where seq is not null;
+-- Serves `read` for positions confirmed before, and confirmations that come after expiry.
+create index delivery_unread on delivery (recipient, seq)
+    where status = 'delivered' and seq is not null;
+create index delivery_lapsed on delivery (recipient, seq)
+    where status = 'expired' and seq is not null;
 
 -- What was tried over transports. A local delivery uses none and has no line here.
 create table attempt (

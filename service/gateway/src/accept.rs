@@ -14,7 +14,7 @@ use fieldpost_delivery::{Accepted, Store as _, Submission, Target};
 use fieldpost_envelope::PeerId;
 use thiserror::Error;
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::JoinSet,
     time::timeout,
 };
@@ -28,6 +28,8 @@ const SHARDS: usize = 2;
 const WAITING: usize = 4096;
 /// The most content in one commit, in bytes; a single message may be larger.
 const BATCH_BYTES: usize = 8 << 20;
+/// The most content that waits for all writers, in KiB; beyond, callers are told to come back.
+const WAITING_KIB: u32 = 64 << 10;
 /// How long a request waits for its commit.
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -36,7 +38,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, Error)]
 pub enum AcceptError {
     /// As many requests wait as may.
-    #[error("{WAITING} requests wait already")]
+    #[error("{WAITING} requests or {WAITING_KIB} KiB of content wait already")]
     Busy,
     /// The commit did not come in time.
     #[error("not committed within {} s", DEADLINE.as_secs())]
@@ -56,12 +58,15 @@ pub enum AcceptError {
 #[derive(Clone)]
 pub struct Acceptor {
     shards: Vec<mpsc::Sender<Request>>,
+    room: Arc<Semaphore>,
 }
 
 struct Request {
     submission: Submission,
     answer: oneshot::Sender<Result<Accepted, AcceptError>>,
     span: tracing::Span,
+    /// Held until the request is answered.
+    _room: OwnedSemaphorePermit,
 }
 
 /// The writers' ends of the queues; see [`run`].
@@ -70,7 +75,10 @@ pub struct Writers(Vec<mpsc::Receiver<Request>>);
 /// The queues between requests and writers.
 pub fn queues() -> (Acceptor, Writers) {
     let (senders, receivers) = (0..SHARDS).map(|_| mpsc::channel(WAITING)).unzip();
-    (Acceptor { shards: senders }, Writers(receivers))
+    (
+        Acceptor { shards: senders, room: Arc::new(Semaphore::new(WAITING_KIB as usize)) },
+        Writers(receivers),
+    )
 }
 
 impl Acceptor {
@@ -86,7 +94,11 @@ impl Acceptor {
         submission.message.sender.hash(&mut hasher);
         let shard = &self.shards[hasher.finish() as usize % self.shards.len()];
         let (answer, answered) = oneshot::channel();
-        let request = Request { submission, answer, span: tracing::Span::current() };
+        let size = submission.message.content.bytes.len() >> 10;
+        let size = u32::try_from(size).unwrap_or(WAITING_KIB).clamp(1, WAITING_KIB);
+        let room = self.room.clone().try_acquire_many_owned(size).map_err(|_| AcceptError::Busy)?;
+        let span = tracing::Span::current();
+        let request = Request { submission, answer, span, _room: room };
         shard.try_send(request).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => AcceptError::Busy,
             mpsc::error::TrySendError::Closed(_) => AcceptError::Stopping,

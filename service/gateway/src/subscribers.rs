@@ -13,7 +13,7 @@ use std::{
 };
 
 use fieldpost_delivery::Settled;
-use fieldpost_envelope::PeerId;
+use fieldpost_envelope::{MessageStatus, PeerId};
 use tokio::sync::{Notify, mpsc};
 
 use crate::Gateway;
@@ -34,8 +34,6 @@ pub enum Event {
         /// Whether it is online now.
         online: bool,
     },
-    /// The token that opened the socket was renewed.
-    Revoked,
 }
 
 /// All subscriptions of this replica.
@@ -115,19 +113,10 @@ impl Subscribers {
         }
     }
 
-    /// Ends all sockets of `peer`.
+    /// Ends all sockets, streams and polls of `peer`: each finds itself gone from the map.
     pub fn revoke(&self, peer: &PeerId) {
-        let mut map = self.write();
-        for slot in map.get(peer).into_iter().flatten() {
-            if let Some(events) = &slot.events
-                && events.try_send(Arc::new(Event::Revoked)).is_err()
-            {
-                slot.inbox.notify_one();
-            }
-        }
-        // Slots without a queue entry notice by being gone from the map.
-        if let Some(slots) = map.get_mut(peer) {
-            slots.retain(|slot| !slot.is_socket);
+        for slot in self.write().remove(peer).into_iter().flatten() {
+            slot.inbox.notify_one();
         }
     }
 
@@ -167,7 +156,11 @@ impl Subscribers {
 /// Tells the senders that are connected here how their messages fare, and gives back the room.
 pub fn tell_senders(gateway: &Gateway, settled: &[Settled]) {
     for settled in settled {
-        gateway.quotas.release(&settled.recipient, &settled.sender.to_string(), 1, 0);
+        // What is read later has left the queue before; what is read at once is noticed when the
+        // ledger is counted again, which happens before anything is refused.
+        if settled.status != MessageStatus::Read {
+            gateway.quotas.release(&settled.recipient, &settled.sender.to_string(), 1, 0);
+        }
         if settled.sender.gateway.is_none() {
             let event = Event::Receipt(settled.clone());
             gateway.subscribers.tell(&settled.sender.peer, &event);

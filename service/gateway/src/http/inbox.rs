@@ -163,6 +163,9 @@ async fn wait_for_entries(
             }
             () = gateway.draining.cancelled() => return Ok(entries),
         }
+        if subscription.is_revoked() {
+            return Err(ApiError::unauthorized("the token was renewed"));
+        }
     }
 }
 
@@ -198,6 +201,9 @@ async fn next_page(
     subscription: &Subscription,
 ) -> Option<Vec<InboxEntry>> {
     loop {
+        if subscription.is_revoked() {
+            return None;
+        }
         match gateway.store.show(gateway.clock.now(), peer, after, STREAM_PAGE).await {
             Ok(entries) if !entries.is_empty() => return Some(entries),
             Ok(_) => {}

@@ -9,7 +9,9 @@ use std::{collections::HashSet, time::Duration};
 use axum::{
     extract::{
         FromRequestParts, State,
-        ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, rejection::WebSocketUpgradeRejection},
+        ws::{
+            CloseFrame, Message, WebSocket, WebSocketUpgrade, rejection::WebSocketUpgradeRejection,
+        },
     },
     http::{StatusCode, request::Parts},
     response::Response,
@@ -17,11 +19,7 @@ use axum::{
 };
 use fieldpost_delivery::{Confirm, InboxEntry, Seq, Settled, Store as _};
 use fieldpost_envelope::{MessageId, PeerId};
-use futures_util::{
-    FutureExt, SinkExt, StreamExt,
-    future::BoxFuture,
-    stream::FuturesUnordered,
-};
+use futures_util::{FutureExt, SinkExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde::Deserialize;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep, timeout};
@@ -284,7 +282,8 @@ struct Session<'a> {
     showing: Option<BoxFuture<'a, sqlx::Result<Vec<InboxEntry>>>>,
     confirming: Option<BoxFuture<'a, (Confirmations, sqlx::Result<Vec<Settled>>)>>,
     waiting: Confirmations,
-    sends: FuturesUnordered<BoxFuture<'a, (Option<serde_json::Value>, Result<Submitted, ApiError>)>>,
+    sends:
+        FuturesUnordered<BoxFuture<'a, (Option<serde_json::Value>, Result<Submitted, ApiError>)>>,
     paused_until: Option<Instant>,
     last_heard: Instant,
     malformed: u32,
@@ -321,8 +320,12 @@ impl<'a> Session<'a> {
         tokio::pin!(draining);
         loop {
             self.begin();
-            let reads = self.sends.len() < SENDS_UNDER_WAY
-                && self.waiting.len() < CONFIRMATIONS_WAITING;
+            let reads =
+                self.sends.len() < SENDS_UNDER_WAY && self.waiting.len() < CONFIRMATIONS_WAITING;
+            if !reads {
+                // Who is not listened to cannot be heard.
+                self.last_heard = Instant::now();
+            }
             let outcome = tokio::select! {
                 frame = socket.recv(), if reads => self.read(socket, frame).await,
                 shown = wait_for(&mut self.showing) => {
@@ -469,7 +472,11 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn begin_send(&mut self, reference: Option<serde_json::Value>, draft: Result<Box<Draft>, ApiError>) {
+    fn begin_send(
+        &mut self,
+        reference: Option<serde_json::Value>,
+        draft: Result<Box<Draft>, ApiError>,
+    ) {
         let (gateway, peer) = (self.gateway, self.peer);
         let sending = async move {
             gateway.limits.check_peer(peer)?;
@@ -521,11 +528,9 @@ impl<'a> Session<'a> {
                 self.hungry = true;
                 Ok(())
             }
-            Some(Event::Revoked) => Err(End::Revoked),
-            Some(event) if self.dialect == Dialect::V1 => match v1::event(&event) {
-                Some(frame) => send_text(socket, frame).await,
-                None => Ok(()),
-            },
+            Some(event) if self.dialect == Dialect::V1 => {
+                send_text(socket, v1::event(&event)).await
+            }
             Some(_) => Ok(()),
         }
     }
@@ -616,11 +621,7 @@ fn written(
 fn why_broken(error: axum::Error) -> End {
     let text = error.to_string();
     // The library's error is behind a box; only these two words of it matter.
-    if text.contains("too long") || text.contains("too big") {
-        End::TooLarge
-    } else {
-        End::Gone
-    }
+    if text.contains("too long") || text.contains("too big") { End::TooLarge } else { End::Gone }
 }
 
 /// The outcome of what is under way; never, if nothing is.
@@ -648,6 +649,8 @@ fn pings() -> Interval {
 /// at once.
 async fn drain_moment(gateway: &Gateway) {
     gateway.draining.cancelled().await;
-    let mut rng = StdRng::from_seed(*uuid::Uuid::new_v4().as_bytes().repeat(2).first_chunk().unwrap_or(&[0; 32]));
+    let mut rng = StdRng::from_seed(
+        *uuid::Uuid::new_v4().as_bytes().repeat(2).first_chunk().unwrap_or(&[0; 32]),
+    );
     sleep(gateway.config.drain.mul_f64(rng.random_range(0.0..0.8))).await;
 }

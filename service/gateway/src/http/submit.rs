@@ -92,6 +92,31 @@ pub async fn submit(
     if !gateway.store.peer_exists(sender).await? {
         return Err(ApiError::not_found(format!("{sender} is not a peer of this gateway")));
     }
+    let to = without_own_gateway(gateway, draft.to.clone())?;
+    let (id, fingerprint) = (draft.id, fingerprint(&draft, &to));
+    match accept(gateway, sender, draft, to, fingerprint).await {
+        // What was accepted stays accepted, whatever quotas and groups have come to since.
+        Err(refusal) if let Some(id) = id => {
+            let earlier =
+                gateway.store.accepted_as(gateway.clock.now(), id, sender, &fingerprint).await?;
+            match earlier {
+                Some(Accepted::Same { accepted_at, expires_at, status }) => {
+                    Ok(Submitted { id, status, accepted_at, expires_at, repeated: true })
+                }
+                _ => Err(refusal),
+            }
+        }
+        outcome => outcome,
+    }
+}
+
+async fn accept(
+    gateway: &Gateway,
+    sender: &PeerId,
+    draft: Draft,
+    to: Recipient,
+    fingerprint: [u8; 32],
+) -> Result<Submitted, ApiError> {
     check_wishes(gateway, &draft.wishes)?;
     if !draft.content.file_ids.is_empty()
         && let Some(file) =
@@ -102,9 +127,8 @@ pub async fn submit(
             format!("file_ids: {file} is no finished file that {sender} uploaded or was sent"),
         ));
     }
-    let to = without_own_gateway(gateway, draft.to.clone())?;
     let deliveries = resolve(gateway, sender, &draft, &to).await?;
-    let submission = submission(gateway, sender, draft, to, deliveries);
+    let submission = submission(gateway, sender, draft, to, fingerprint, deliveries);
     take(gateway, sender, submission).await
 }
 
@@ -287,19 +311,32 @@ async fn resolve_peer(
             ))),
         };
     }
-    let size = draft.content.bytes.len();
-    let can_carry = gateway.transports.iter().any(|transport| {
-        transport.capabilities().supports_unicast
-            && transport.capabilities().max_message_size >= size
-    });
-    if can_carry && draft.wishes.required.as_deref() != Some("local") {
+    if can_ever_carry(gateway, draft, address) {
         Ok(Target::Remote(address.clone()))
     } else {
         Err(ApiError::invalid(
             "body.to",
-            format!("to: no transport of this gateway can ever carry {size} bytes to {address}"),
+            format!(
+                "to: no transport that the message may use can ever carry {} bytes at level {} to \
+                 {address}",
+                draft.content.bytes.len(),
+                draft.min_anonymity,
+            ),
         ))
     }
+}
+
+/// Whether some transport may carry it some day; the router finds out when.
+fn can_ever_carry(gateway: &Gateway, draft: &Draft, to: &PeerAddress) -> bool {
+    gateway.transports.iter().any(|transport| {
+        let can = transport.capabilities();
+        let required = draft.wishes.required.as_deref();
+        required.is_none_or(|required| required == transport.name())
+            && can.supports_unicast
+            && (to.gateway.is_some() || can.reaches_phones)
+            && can.max_message_size >= draft.content.bytes.len()
+            && can.best_anonymity_level.max(can.anonymity_level) >= draft.min_anonymity.get()
+    })
 }
 
 async fn resolve_group(
@@ -331,9 +368,9 @@ fn submission(
     sender: &PeerId,
     draft: Draft,
     to: Recipient,
+    fingerprint: [u8; 32],
     deliveries: Vec<Target>,
 ) -> Submission {
-    let fingerprint = fingerprint(&draft, &to);
     let expires_at = gateway.clock.now() + TimeDelta::seconds(draft.ttl);
     Submission {
         message: Message {

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use fieldpost_delivery::{
-    Confirm, Held, Inbound, InboxEntry, Message, Received, Seq, Settled, Time, known_after, pass_over,
-    release,
+    Confirm, Held, Inbound, InboxEntry, Message, Received, Seq, Settled, Time, known_after,
+    pass_over, release,
 };
 use fieldpost_envelope::{GatewayId, LaneSeq, MessageId, MessageStatus, PeerId, Recipient};
 use sqlx::PgConnection;
@@ -293,8 +293,15 @@ impl Store {
                 set status = 'read', at = $4
                 where $3 = 'read' and recipient = $1 and seq <= $2 and status = 'delivered'
                 returning message_id, sender
+            ), corrected as (
+                update delivery
+                set status = $3, at = $4, delivered_at = $4
+                where recipient = $1 and seq <= $2 and status = 'expired'
+                returning message_id, sender
             ), settled as (
-                select message_id, sender from gone union all select message_id, sender from reread
+                select message_id, sender from gone
+                union all select message_id, sender from reread
+                union all select message_id, sender from corrected
             ), owed as (
                 insert into receipt (digest, kind, gateway, at, level, next_attempt_at, expires_at)
                 select b.digest, $3, b.gateway, $4, b.level, $4, $4 + interval '30 days'
@@ -349,9 +356,11 @@ impl Store {
                 select accepted_at, message_id, sender, $1, $4, $5, $5, seq from gone
             ), reread as (
                 update delivery d
-                set status = 'read', at = $5
+                set status = $4, at = $5, delivered_at = coalesce(d.delivered_at, $5)
                 from located l
-                where $4 = 'read' and d.status = 'delivered' and d.recipient = $1
+                where ((d.status = 'delivered' and $4 = 'read')
+                       or (d.status = 'expired' and d.seq is not null))
+                  and d.recipient = $1
                   and d.message_id = l.message_id and d.sender = l.sender
                   and d.accepted_at = l.accepted_at
                 returning d.message_id, d.sender

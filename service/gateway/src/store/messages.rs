@@ -15,6 +15,9 @@ use uuid::Uuid;
 
 use crate::store::{Store, content, words};
 
+/// A page ends with the message that takes it over so many bytes of content.
+const PAGE_BYTES: i64 = 32 << 20;
+
 /// Where a message is filed: enough to find its row in one partition.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(super) struct Filed {
@@ -141,28 +144,44 @@ impl Store {
     }
 
     async fn accepted_before(&self, now: Time, submission: &Submission) -> sqlx::Result<Accepted> {
-        let message = &submission.message;
+        let Message { id, sender, .. } = &submission.message;
+        self.accepted_as(now, *id, &sender.peer, &submission.fingerprint)
+            .await?
+            // Forgotten between two looks: after the longest time to live and a day.
+            .ok_or(sqlx::Error::RowNotFound)
+    }
+
+    /// How `sender`'s message `id` was answered when it was accepted; `None` if it was not, and
+    /// a conflict if it had another fingerprint.
+    pub async fn accepted_as(
+        &self,
+        now: Time,
+        id: MessageId,
+        sender: &PeerId,
+        fingerprint: &[u8; 32],
+    ) -> sqlx::Result<Option<Accepted>> {
         let known = sqlx::query!(
             r#"
             select accepted_at, conversation, fingerprint, expires_at
             from message_key where message_id = $1 and sender = $2
             "#,
-            message.id.0,
-            message.sender.to_string(),
+            id.0,
+            sender.as_str(),
         )
-        .fetch_one(&self.pool)
+        .fetch_optional(&self.pool)
         .await?;
-        if known.fingerprint != submission.fingerprint {
-            return Ok(Accepted::Conflict);
+        let Some(known) = known else { return Ok(None) };
+        if known.fingerprint != fingerprint {
+            return Ok(Some(Accepted::Conflict));
         }
         let filed = Filed { accepted_at: known.accepted_at, conversation: known.conversation };
-        let record = self.record_of(now, message.id, &message.sender.to_string(), filed).await?;
-        Ok(Accepted::Same {
+        let record = self.record_of(now, id, sender.as_str(), filed).await?;
+        Ok(Some(Accepted::Same {
             accepted_at: known.accepted_at,
             expires_at: known.expires_at,
             // Past retention only the name is left; by then it had ended.
             status: record.map_or(MessageStatus::Expired, |record| status_of(&record)),
-        })
+        }))
     }
 
     /// Cancels what has not left; see [`fieldpost_delivery::Store::cancel`].
@@ -466,10 +485,14 @@ impl Store {
         };
         let rows = sqlx::query!(
             r#"
-            select page.* from unnest($1::bigint[]) as talk
+            select * from (
+            select page.*, sum(page.size_bytes)
+                       over (order by page.accepted_at desc, page.message_id desc)
+                       - page.size_bytes as bytes_before
+            from unnest($1::bigint[]) as talk
             cross join lateral (
                 select accepted_at, conversation, message_id, sender, addressed_to, expires_at,
-                       priority, min_anonymity, is_text, sealed
+                       priority, min_anonymity, is_text, sealed, size_bytes
                 from message
                 where conversation = talk and (accepted_at, message_id) < ($2, $3)
                   and (sender = $4 or $4 = any(recipients))
@@ -478,6 +501,9 @@ impl Store {
             ) as page
             order by accepted_at desc, message_id desc
             offset $5 limit $6
+            ) as pages
+            where bytes_before < $7
+            order by accepted_at desc, message_id desc
             "#,
             talks,
             at,
@@ -485,9 +511,12 @@ impl Store {
             peer.as_str(),
             skip,
             limit,
+            PAGE_BYTES,
         )
         .fetch_all(&self.pool)
         .await?;
+        let bytes: i64 = rows.iter().map(|row| i64::from(row.size_bytes)).sum();
+        let is_full = rows.len() as i64 == limit || bytes >= PAGE_BYTES;
         let rows: Vec<_> = rows
             .into_iter()
             .map(|row| {
@@ -505,10 +534,10 @@ impl Store {
                 (sealed, row.conversation)
             })
             .collect();
-        let next = match (rows.len() as i64 == limit, rows.last()) {
-            (true, Some((row, _))) => Some((row.accepted_at, MessageId(row.message_id))),
-            _ => None,
-        };
+        let next = rows
+            .last()
+            .filter(|_| is_full)
+            .map(|(row, _)| (row.accepted_at, MessageId(row.message_id)));
         Ok(Page { records: self.complete(now, rows, false).await?, next })
     }
 

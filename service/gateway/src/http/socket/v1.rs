@@ -94,8 +94,8 @@ pub(super) fn pong(reference: Option<&Value>) -> String {
     }
 }
 
-/// The frame for an event, if clients are told of it.
-pub(super) fn event(event: &Event) -> Option<String> {
+/// The frame for an event.
+pub(super) fn event(event: &Event) -> String {
     match event {
         Event::Receipt(Settled { id, recipient, status, at, reason, .. }) => {
             let mut frame = json!({
@@ -105,12 +105,11 @@ pub(super) fn event(event: &Event) -> Option<String> {
             if let Some(reason) = reason {
                 frame["reason"] = reason.as_str().into();
             }
-            Some(frame.to_string())
+            frame.to_string()
         }
         Event::Presence { peer, online } => {
-            Some(json!({"type": "presence", "peer": peer.as_str(), "online": online}).to_string())
+            json!({"type": "presence", "peer": peer.as_str(), "online": online}).to_string()
         }
-        Event::Revoked => None,
     }
 }
 

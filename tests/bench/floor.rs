@@ -1,0 +1,90 @@
+//! What this machine can do at all: flushes, commits and inserts.
+
+use std::{
+    fs::File,
+    io::{Seek, SeekFrom, Write},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use harness::Postgres;
+
+use crate::{
+    measure::{Measured, milliseconds},
+    table::Table,
+};
+
+/// The limits that other figures are put beside.
+pub struct Floor {
+    /// Single-row commits a second with 64 clients, by pgbench.
+    pub commits_64: f64,
+    /// The slowest of a hundred flushes of 8 KiB.
+    pub flush_p99: Duration,
+}
+
+/// Measures them.
+pub async fn measure(table: &mut Table) -> Floor {
+    let mut flushes = flushes(Duration::from_secs(2));
+    let flush_p99 = flushes.quantile(0.99);
+    table.figure(
+        "flush of 8 KiB",
+        format!("{:.0} /s", flushes.len() as f64 / 2.0),
+        format!("p50 {}, p99 {}", milliseconds(flushes.quantile(0.5)), milliseconds(flush_p99)),
+    );
+    let postgres = Postgres::start().await;
+    let url = postgres.create_database("floor");
+    psql(&url, "create table single (sender text, body bytea, at timestamptz default now(), id bigserial primary key)");
+    let single = "insert into single (sender, body) values ('alice', decode(repeat('ab', 256), 'hex'));\n";
+    let mut commits = [0.0; 2];
+    for (slot, clients) in commits.iter_mut().zip([1, 64]) {
+        *slot = pgbench(&url, single, clients, 5);
+        table.figure(
+            format!("single-row commits, {clients} clients"),
+            format!("{slot:.0} /s"),
+            "pgbench on an own server, 256 B",
+        );
+    }
+    let batched = "insert into single (sender, body) select 'alice', decode(repeat('ab', 256), 'hex') from generate_series(1, 256);\n";
+    let rate = pgbench(&url, batched, 2, 5) * 256.0;
+    table.figure("batched inserts", format!("{rate:.0} rows/s"), "pgbench, 256 rows a commit, 2 clients");
+    Floor { commits_64: commits[1], flush_p99 }
+}
+
+fn flushes(duration: Duration) -> Measured {
+    let path = std::env::temp_dir().join(format!("fieldpost-flush-{}", std::process::id()));
+    let mut file = File::create(&path).expect("a temporary file");
+    let (mut measured, end, page) = (Measured::default(), Instant::now() + duration, [7; 8192]);
+    while Instant::now() < end {
+        file.seek(SeekFrom::Start(0)).expect("seeking");
+        file.write_all(&page).expect("writing");
+        let begin = Instant::now();
+        file.sync_data().expect("flushing");
+        measured.add(begin.elapsed());
+    }
+    std::fs::remove_file(path).expect("removing");
+    measured
+}
+
+fn psql(url: &str, statement: &str) {
+    let done = Command::new("psql").args(["-q", "-d", url, "-c", statement]).status();
+    assert!(done.is_ok_and(|status| status.success()), "psql failed: is postgresql-client installed?");
+}
+
+/// Transactions a second of `script`.
+fn pgbench(url: &str, script: &str, clients: u32, seconds: u32) -> f64 {
+    let path = std::env::temp_dir().join(format!("fieldpost-pgbench-{}.sql", std::process::id()));
+    std::fs::write(&path, script).expect("a temporary file");
+    let output = Command::new("pgbench")
+        .args(["-n", "-M", "prepared", "-f"])
+        .arg(&path)
+        .args(["-c", &clients.to_string(), "-j", &clients.min(2).to_string()])
+        .args(["-T", &seconds.to_string(), url])
+        .output()
+        .expect("pgbench starts: it is part of the postgresql package");
+    std::fs::remove_file(path).expect("removing");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.lines()
+        .find_map(|line| line.strip_prefix("tps = "))
+        .and_then(|rest| rest.split(' ').next()?.parse().ok())
+        .unwrap_or_else(|| panic!("pgbench printed no rate: {text}{}", String::from_utf8_lossy(&output.stderr)))
+}

@@ -1,0 +1,93 @@
+//! The gateway under measurement: the real program, with its own embedded database.
+
+use std::net::SocketAddr;
+
+use futures_util::{SinkExt, StreamExt};
+use harness::{Client, Gateway, Options};
+use serde::Deserialize;
+use tokio::net::TcpStream;
+use tokio_tungstenite::{
+    WebSocketStream, client_async_with_config,
+    tungstenite::{ClientRequestBuilder, Message, protocol::WebSocketConfig},
+};
+
+/// A running gateway.
+pub struct Server {
+    gateway: Gateway,
+    pub address: SocketAddr,
+    pub pid: u32,
+}
+
+impl Server {
+    /// Starts one with `arguments` of `fieldpost serve` beside the usual ones.
+    pub async fn start(arguments: &[&str]) -> Self {
+        // So fast that the limits that protect a gateway from one caller would be measured.
+        let options = ["--rate-limit=1000000", "--registration-rate-limit=1000000"]
+            .iter()
+            .chain(arguments)
+            .fold(Options::embedded(), |options, argument| options.argument(*argument));
+        let gateway = options.start().await;
+        let address = gateway.url().trim_start_matches("http://").parse().expect("an address");
+        let pid = gateway.pid();
+        Self { gateway, address, pid }
+    }
+
+    /// Registers a peer and returns its token.
+    pub async fn register(&self, peer: &str) -> String {
+        let client: Client = self.gateway.register(peer).await;
+        client.token().expect("registration gives a token").to_owned()
+    }
+
+    /// Opens a socket with small buffers, so that thousands cost the load generator little.
+    pub async fn socket(&self, token: &str) -> Socket {
+        let uri = format!("ws://{}/v1/ws", self.address).parse().expect("an address");
+        let request = ClientRequestBuilder::new(uri)
+            .with_header("Authorization", format!("Bearer {token}"));
+        let stream = TcpStream::connect(self.address).await.expect("the gateway listens");
+        stream.set_nodelay(true).expect("a socket option");
+        let config = WebSocketConfig::default().read_buffer_size(16 * 1024);
+        let (stream, _) = client_async_with_config(request, stream, Some(config))
+            .await
+            .expect("the socket opens");
+        Socket { stream }
+    }
+
+    /// Its embedded database, for a look at the queue tables.
+    pub fn database_url(&self) -> String {
+        let folder = self.gateway.folder().join("database");
+        format!("postgres:///postgres?host={}&user=gateway", folder.display())
+    }
+}
+
+/// One subscriber.
+pub struct Socket {
+    stream: WebSocketStream<TcpStream>,
+}
+
+/// What a benchmark looks at in a message.
+#[derive(Deserialize)]
+pub struct Received {
+    pub seq: i64,
+    pub content: String,
+}
+
+impl Socket {
+    /// The next message; `None` when the socket has closed.
+    pub async fn next_message(&mut self) -> Option<Received> {
+        loop {
+            match self.stream.next().await?.ok()? {
+                Message::Text(text) if text.contains("\"type\":\"message\"") => {
+                    return Some(serde_json::from_str(&text).expect("a message frame"));
+                }
+                Message::Close(_) => return None,
+                _ => {}
+            }
+        }
+    }
+
+    /// Confirms all up to `seq`.
+    pub async fn confirm(&mut self, seq: i64) {
+        let frame = format!("{{\"type\":\"ack\",\"up_to\":{seq}}}");
+        self.stream.send(Message::text(frame)).await.expect("the socket takes frames");
+    }
+}
