@@ -1,8 +1,8 @@
 //! What an operator can set: one structure, from flags or environment, read once.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{ffi::OsString, iter, net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Parser, ValueEnum};
 use secrecy::SecretString;
 
 /// Options of `fieldpost serve`, by flag or environment.
@@ -108,6 +108,13 @@ pub struct Config {
     pub drain: Duration,
 }
 
+/// The options alone.
+#[derive(Parser)]
+struct Options {
+    #[command(flatten)]
+    config: Config,
+}
+
 /// Where the database is and what opens the secrets in it; shared by all administrative commands.
 #[derive(Args, Clone, Debug)]
 pub struct DatabaseConfig {
@@ -160,6 +167,20 @@ pub enum Switch {
 }
 
 impl Config {
+    /// Reads options as `fieldpost serve` would, without the program's name; for gateways that are
+    /// started inside another program.
+    ///
+    /// # Errors
+    ///
+    /// What clap says of them.
+    pub fn from_options<O: Into<OsString> + Clone>(
+        options: impl IntoIterator<Item = O>,
+    ) -> Result<Self, clap::Error> {
+        let name = OsString::from("fieldpost");
+        let all = iter::once(name).chain(options.into_iter().map(Into::into));
+        Options::try_parse_from(all).map(|options| options.config)
+    }
+
     /// The rule for registrations, given or by default.
     pub fn registration(&self) -> Registration {
         self.registration.unwrap_or(if self.listen.ip().is_loopback() {

@@ -146,6 +146,7 @@ async fn take(
     if signer == own {
         return Outcome::Misdirected;
     }
+    gateway.learned.heard(transport, signer);
     let outcome = match said {
         Said::Receipt(receipt) => take_receipt(gateway, awaited, digest, receipt).await,
         Said::Message(envelope) => {

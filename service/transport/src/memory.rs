@@ -348,6 +348,22 @@ impl MemoryTransport {
         can.best_anonymity_level = can.best_anonymity_level.max(level);
     }
 
+    /// Puts bytes on the way to `target` that need not be an envelope, as a neighbour might that
+    /// means ill. Faults apply; delays do not.
+    ///
+    /// # Errors
+    ///
+    /// As for an envelope.
+    pub fn inject(&self, target: &str, bytes: Vec<u8>) -> Result<(), SendError> {
+        let mut medium = self.network.lock();
+        for to in self.recipients(&medium, target)? {
+            if !medium.draw(self.gateway, to).is_empty() {
+                medium.arrive(self.gateway, to, bytes.clone());
+            }
+        }
+        Ok(())
+    }
+
     fn lock_capabilities(&self) -> MutexGuard<'_, Capabilities> {
         self.capabilities.lock().unwrap_or_else(PoisonError::into_inner)
     }

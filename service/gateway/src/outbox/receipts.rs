@@ -66,7 +66,13 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(3600);
 async fn leave(outbox: &Outbox, receipt: &ReceiptOut, envelope: &SignedEnvelope) -> bool {
     let gateway = &outbox.gateway;
     let target = receipt.gateway.to_string();
-    for place in outbox.plan_receipt(receipt.gateway, receipt.level).places {
+    let mut places = outbox.plan_receipt(receipt.gateway, receipt.level).places;
+    if outbox.rules.failover && !places.is_empty() {
+        // No answer came to the attempts before, so each begins with another transport.
+        let first = receipt.attempt.saturating_sub(1) as usize % places.len();
+        places.rotate_left(first);
+    }
+    for place in places {
         let Some(transport) = gateway.transports.iter().find(|one| one.name() == place.transport)
         else {
             continue;

@@ -48,13 +48,17 @@ impl Outbox {
     }
 
     /// Which transports are asked to carry a receipt.
+    ///
+    /// The way that the other gateway was last heard by is the first: it may be the only one that
+    /// is not silently broken.
     pub(super) fn plan_receipt(&self, gateway: GatewayId, level: AnonymityLevel) -> Plan {
+        let heard_by = self.gateway.learned.heard_by(gateway);
         let question = Question {
             now: self.gateway.clock.now(),
             recipient: RecipientKind::Peer,
             size_bytes: RECEIPT_BYTES,
             min_anonymity: level,
-            preference: None,
+            preference: heard_by,
             required: None,
             parallel: false,
             critical: false,
@@ -203,6 +207,8 @@ pub struct Learned(Arc<Mutex<Records>>);
 #[derive(Debug, Default)]
 struct Records {
     by_target: HashMap<(String, String), Record>,
+    /// By which transport each gateway was heard last, and at which use.
+    heard_by: HashMap<GatewayId, (&'static str, u64)>,
     uses: u64,
 }
 
@@ -217,6 +223,22 @@ impl Learned {
     /// How a transport did lately, for anybody; for those who watch.
     pub fn overall(&self, now: Time, transport: &str) -> Measured {
         self.measured(now, transport, ANYBODY)
+    }
+
+    /// Something that `gateway` had signed came over `transport`.
+    pub fn heard(&self, transport: &'static str, gateway: GatewayId) {
+        let mut records = self.lock();
+        records.uses += 1;
+        if records.heard_by.len() >= MAX_RECORDS {
+            let middle = middle(records.heard_by.values().map(|(_, last_use)| *last_use));
+            records.heard_by.retain(|_, (_, last_use)| *last_use > middle);
+        }
+        let last_use = records.uses;
+        records.heard_by.insert(gateway, (transport, last_use));
+    }
+
+    fn heard_by(&self, gateway: GatewayId) -> Option<&'static str> {
+        self.lock().heard_by.get(&gateway).map(|(transport, _)| *transport)
     }
 
     fn measured(&self, now: Time, transport: &str, target: &str) -> Measured {
@@ -260,20 +282,21 @@ impl Learned {
 impl Records {
     fn record(&mut self, transport: &str, target: &str) -> &mut Record {
         if self.by_target.len() >= MAX_RECORDS {
-            self.forget_half();
+            let middle = middle(self.by_target.values().map(|record| record.last_use));
+            self.by_target.retain(|_, record| record.last_use > middle);
         }
         self.uses += 1;
         let record = self.by_target.entry((transport.to_owned(), target.to_owned())).or_default();
         record.last_use = self.uses;
         record
     }
+}
 
-    fn forget_half(&mut self) {
-        let mut uses: Vec<u64> = self.by_target.values().map(|record| record.last_use).collect();
-        let half = uses.len() / 2;
-        let middle = *uses.select_nth_unstable(half).1;
-        self.by_target.retain(|_, record| record.last_use > middle);
-    }
+/// As many are above it as below, give or take one. There must be some.
+fn middle(uses: impl Iterator<Item = u64>) -> u64 {
+    let mut uses: Vec<u64> = uses.collect();
+    let half = uses.len() / 2;
+    *uses.select_nth_unstable(half).1
 }
 
 #[cfg(test)]

@@ -47,7 +47,7 @@ impl Store {
             select c.recipient, c.attempts, c.lane_seq, (
                        select max(p.lane_seq) from outbox p
                        where p.sender = c.sender and p.recipient = c.recipient
-                         and p.level = c.level and p.lane_seq < c.lane_seq
+                         and p.level = c.level and p.lane_seq < c.lane_seq and p.expires_at > $1
                    ) as after_seq,
                    m.accepted_at, m.message_id, m.sender, m.addressed_to, m.expires_at, m.priority,
                    m.min_anonymity, m.is_text, m.sealed

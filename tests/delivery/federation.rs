@@ -1,0 +1,236 @@
+//! Between gateways that are well: messages, receipts, refusals, expiry, broadcasts, restarts.
+
+use fieldpost_transport::{Faults, MemoryNetwork, MemoryOptions};
+use harness::{
+    Client, Frame, Postgres,
+    client::Draft,
+    federation::{Node, attempts, record_when, record_with_status, take},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_reaches_a_peer_of_another_gateway_and_its_receipts_come_back() {
+    let ([a, b], alice, bob) = pair().await;
+    let mut at_alice = alice.socket().await.unwrap();
+    let mut at_bob = bob.socket().await.unwrap();
+    let sent = alice.send(&Draft::text(&b.address("bob"), "The bridge is open.")).await.unwrap();
+    assert_eq!(sent.status, "pending");
+
+    let shown = at_bob.expect_message().await;
+    assert_eq!(shown.message_id, sent.message_id);
+    assert_eq!((shown.from, shown.to), (a.address("alice"), "bob".to_owned()));
+    assert_eq!(shown.content.as_deref(), Some("The bridge is open."));
+    assert!(!shown.gap && !shown.late);
+    let record = record_with_status(&alice, sent.message_id, "sent").await;
+    assert_eq!(record.recipients[0].recipient, b.address("bob"));
+
+    at_bob.confirm_up_to(shown.seq).await.unwrap();
+    let Frame::Receipt { message_id, recipient, status, .. } = at_alice.expect().await else {
+        panic!("a receipt comes first");
+    };
+    assert_eq!((message_id, status.as_str()), (sent.message_id, "delivered"));
+    assert_eq!(recipient, b.address("bob"));
+    let record = record_with_status(&alice, sent.message_id, "delivered").await;
+    assert_eq!(attempts(&record.recipients[0]), ["memory sent", "memory stored"]);
+
+    let read = serde_json::json!({ "message_ids": [sent.message_id], "read": true });
+    let request = bob.request(reqwest::Method::POST, "/v1/inbox/ack").json(&read);
+    bob.call::<()>(request).await.unwrap();
+    record_with_status(&alice, sent.message_id, "read").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_go_the_same_way_and_both_lanes_keep_their_order() {
+    let ([a, b], alice, bob) = pair().await;
+    for number in 0..10 {
+        alice.send(&Draft::text(&b.address("bob"), format!("to {number}"))).await.unwrap();
+        bob.send(&Draft::text(&a.address("alice"), format!("fro {number}"))).await.unwrap();
+    }
+    for (client, word) in [(&bob, "to"), (&alice, "fro")] {
+        let texts: Vec<_> =
+            take(client, 10).await.into_iter().filter_map(|shown| shown.content).collect();
+        let expected: Vec<_> = (0..10).map(|number| format!("{word} {number}")).collect();
+        assert_eq!(texts, expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_megabyte_and_an_empty_message_arrive_as_they_were() {
+    let ([_a, b], alice, bob) = pair().await;
+    let large = "x".repeat(1024 * 1024);
+    for content in [large.as_str(), ""] {
+        alice.send(&Draft::text(&b.address("bob"), content)).await.unwrap();
+        let shown = take(&bob, 1).await.remove(0);
+        assert!(shown.content.as_deref() == Some(content), "{} bytes", content.len());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_fails_the_message_with_the_reason() {
+    let ([_a, b], alice, _bob) = pair().await;
+    let sent = alice.send(&Draft::text(&b.address("nobody"), "?")).await.unwrap();
+    let record = record_with_status(&alice, sent.message_id, "failed").await;
+    let reason = record.recipients[0].reason.clone().unwrap_or_default();
+    assert!(reason.contains("no peer nobody"), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_inbox_refuses_and_takes_again_once_there_is_room() {
+    let network = MemoryNetwork::new(1);
+    let a = node(&network, &[]).await;
+    let b = node(&network, &["--sender-share=0.00001"]).await;
+    let (alice, bob) = (a.register("alice").await, b.register("bob").await);
+    let to_bob = b.address("bob");
+    let first = alice.send(&Draft::text(&to_bob, "fits")).await.unwrap();
+    record_when(&alice, first.message_id, |record| {
+        attempts(&record.recipients[0]).contains(&"memory stored".to_owned())
+    })
+    .await;
+    let second = alice.send(&Draft::text(&to_bob, "does not")).await.unwrap();
+    let record = record_with_status(&alice, second.message_id, "failed").await;
+    assert!(record.recipients[0].reason.as_deref().unwrap_or_default().contains("full"));
+    assert_eq!(take(&bob, 1).await[0].content.as_deref(), Some("fits"));
+    alice.send(&Draft::text(&to_bob, "fits again")).await.unwrap();
+    assert_eq!(take(&bob, 1).await[0].content.as_deref(), Some("fits again"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_nobody_can_carry_in_time_expires_and_is_not_shown_later() {
+    let network = MemoryNetwork::new(1);
+    let ([a, b], alice, bob) = pair_on(&network, &[]).await;
+    network.set_faults(a.id(), b.id(), Faults::CUT);
+    let draft = Draft { ttl: Some(1), ..Draft::text(&b.address("bob"), "now or never") };
+    let late = alice.send(&draft).await.unwrap();
+    record_with_status(&alice, late.message_id, "expired").await;
+    network.heal();
+    alice.send(&Draft::text(&b.address("bob"), "in time")).await.unwrap();
+    let shown = take(&bob, 1).await;
+    assert_eq!(shown[0].content.as_deref(), Some("in time"));
+    assert!(!shown[0].gap, "what expired is passed over");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broadcast_is_heard_once_by_whoever_listens_and_ends_as_sent() {
+    let network = MemoryNetwork::new(1);
+    let hearing = || MemoryOptions::default().with_broadcasts();
+    let mut nodes = Vec::new();
+    for _ in 0..3 {
+        nodes.push(Node::start(database().await, &[(&network, hearing())], &[]).await);
+    }
+    let alice = nodes[0].register("alice").await;
+    let neighbour = nodes[0].register("neighbour").await;
+    let (bob, carol) = (nodes[1].register("bob").await, nodes[2].register("carol").await);
+    let draft = Draft { ttl: Some(60), ..Draft::text("broadcast", "Flood!") };
+    let sent = alice.send(&draft).await.unwrap();
+    for listener in [&neighbour, &bob, &carol] {
+        let shown = take(listener, 1).await.remove(0);
+        assert_eq!((shown.message_id, shown.to.as_str()), (sent.message_id, "broadcast"));
+        assert_eq!(shown.content.as_deref(), Some("Flood!"));
+    }
+    let record = record_when(&alice, sent.message_id, |record| {
+        let of = |name: &str| record.recipients.iter().find(|one| one.recipient == name);
+        of("transport:memory").is_some_and(|one| one.status == "sent")
+            && of("neighbour").is_some_and(|one| one.status == "delivered")
+    })
+    .await;
+    assert_eq!(record.recipients.len(), 2, "{record:?}");
+    // What comes after it shows that nothing came twice.
+    alice.send(&Draft::text(&nodes[1].address("bob"), "after")).await.unwrap();
+    assert_eq!(take(&bob, 1).await[0].content.as_deref(), Some("after"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_a_gateway_that_is_dark_arrives_when_it_returns() {
+    let ([_a, mut b], alice, bob) = pair().await;
+    b.stop().await;
+    let mut sent = Vec::new();
+    for number in 0..3 {
+        let draft = Draft::text(&b.address("bob"), number.to_string());
+        sent.push(alice.send(&draft).await.unwrap().message_id);
+    }
+    let record = record_when(&alice, sent[0], |record| record.recipients[0].reason.is_some()).await;
+    assert_eq!(record.status, "pending");
+    assert!(record.recipients[0].reason.as_deref().unwrap_or_default().contains("out of reach"));
+    b.resume().await;
+    let bob = b.client_of(&bob);
+    let texts: Vec<_> = take(&bob, 3).await.into_iter().filter_map(|one| one.content).collect();
+    assert_eq!(texts, ["0", "1", "2"]);
+    for id in sent {
+        record_with_status(&alice, id, "delivered").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receipt_waits_for_a_sender_that_is_dark() {
+    let ([mut a, b], alice, bob) = pair().await;
+    let sent = alice.send(&Draft::text(&b.address("bob"), "read me")).await.unwrap();
+    let mut at_bob = bob.socket().await.unwrap();
+    let shown = at_bob.expect_message().await;
+    a.stop().await;
+    at_bob.confirm_up_to(shown.seq).await.unwrap();
+    drop(at_bob);
+    a.resume().await;
+    let alice = a.client_of(&alice);
+    record_with_status(&alice, sent.message_id, "delivered").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receipt_that_is_lost_without_a_trace_is_said_again() {
+    let network = MemoryNetwork::new(1);
+    let ([a, b], alice, bob) = pair_on(&network, &[]).await;
+    let sent = alice.send(&Draft::text(&b.address("bob"), "heard?")).await.unwrap();
+    record_when(&alice, sent.message_id, |record| {
+        attempts(&record.recipients[0]).contains(&"memory stored".to_owned())
+    })
+    .await;
+    network.set_faults_towards(b.id(), a.id(), Faults::SILENCE);
+    let lost = network.lost();
+    take(&bob, 1).await;
+    until(|| network.lost() > lost).await;
+    network.heal();
+    record_with_status(&alice, sent.message_id, "delivered").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sender_can_withdraw_what_has_not_left() {
+    let network = MemoryNetwork::new(1);
+    let ([a, b], alice, bob) = pair_on(&network, &[]).await;
+    network.set_faults(a.id(), b.id(), Faults::CUT);
+    let sent = alice.send(&Draft::text(&b.address("bob"), "no, wait")).await.unwrap();
+    let path = format!("/v1/messages/{}", sent.message_id);
+    alice.call::<()>(alice.request(reqwest::Method::DELETE, &path)).await.unwrap();
+    network.heal();
+    alice.send(&Draft::text(&b.address("bob"), "this one")).await.unwrap();
+    assert_eq!(take(&bob, 1).await[0].content.as_deref(), Some("this one"));
+    record_with_status(&alice, sent.message_id, "cancelled").await;
+}
+
+pub(crate) async fn database() -> String {
+    Postgres::fresh_database().await
+}
+
+pub(crate) async fn node(network: &MemoryNetwork, options: &[&str]) -> Node {
+    Node::start(database().await, &[(network, MemoryOptions::default())], options).await
+}
+
+/// Alice at one gateway and Bob at another, on a network without faults.
+async fn pair() -> ([Node; 2], Client, Client) {
+    pair_on(&MemoryNetwork::new(1), &[]).await
+}
+
+pub(crate) async fn pair_on(
+    network: &MemoryNetwork,
+    options: &[&str],
+) -> ([Node; 2], Client, Client) {
+    let (a, b) = (node(network, options).await, node(network, options).await);
+    let (alice, bob) = (a.register("alice").await, b.register("bob").await);
+    ([a, b], alice, bob)
+}
+
+/// Waits for something that is sure to come.
+pub(crate) async fn until(mut is_there: impl FnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + harness::client::PATIENCE;
+    while !is_there() {
+        assert!(tokio::time::Instant::now() < deadline, "it never came to that");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
