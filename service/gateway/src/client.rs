@@ -134,6 +134,23 @@ impl Connection {
         Ok(api.calling_as(peer, token))
     }
 
+    /// As [`caller`](Self::caller), for what anybody may ask who has a token at all: any that is
+    /// kept will do.
+    fn anybody(&self, peer: Option<&PeerId>) -> Result<Api, ClientError> {
+        let api = self.caller(peer)?;
+        if api.has_caller() {
+            return Ok(api);
+        }
+        let kept = self.credentials()?.of(api.base())?;
+        Ok(match kept.into_iter().next() {
+            Some((name, token)) => {
+                self.output().note(&format!("asking as {name}; --as names another"));
+                api.calling_as(name.parse().ok(), Some(token))
+            }
+            None => api,
+        })
+    }
+
     /// As [`caller`](Self::caller), for what needs to know who calls.
     fn known_caller(&self, peer: Option<&PeerId>) -> Result<Api, ClientError> {
         let api = self.caller(peer)?;

@@ -7,7 +7,7 @@ use std::{
     net::TcpListener,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio, id},
+    process::{Child, Command, ExitStatus, Output, Stdio, id},
     sync::{
         LazyLock,
         atomic::{AtomicU16, Ordering},
@@ -243,16 +243,24 @@ impl Gateway {
     }
 
     /// Runs another command of the same program, such as `["doctor", "--json"]`, on the same data.
-    pub fn run(&self, arguments: &[&str]) -> std::process::Output {
-        let mut command = Command::new(binary());
-        command.args(arguments).env("FIELDPOST_URL", self.url()).stdin(Stdio::null());
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.command_for(arguments).output().expect("the program runs")
+    }
+
+    /// Another command of the same program, to be started.
+    pub fn command_for(&self, arguments: &[&str]) -> Command {
+        let mut command = command(binary());
+        command.args(arguments).stdin(Stdio::null());
         self.tell_database(&mut command);
         command
-            .env("FIELDPOST_CREDENTIALS", self.folder().join("credentials.json"))
-            .env("FIELDPOST_LISTEN", format!("127.0.0.1:{}", self.port))
-            .env("FIELDPOST_ADMIN_LISTEN", format!("127.0.0.1:{}", self.admin_port))
-            .output()
-            .expect("the program runs")
+            .env("FIELDPOST_URL", self.url())
+            .env("FIELDPOST_CREDENTIALS", self.folder().join("credentials.json"));
+        if arguments.first() == Some(&"doctor") {
+            command
+                .env("FIELDPOST_LISTEN", format!("127.0.0.1:{}", self.port))
+                .env("FIELDPOST_ADMIN_LISTEN", format!("127.0.0.1:{}", self.admin_port));
+        }
+        command
     }
 
     /// The last lines of the log.

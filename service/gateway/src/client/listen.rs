@@ -1,6 +1,9 @@
 //! `fieldpost listen`: a socket that comes back, and a confirmation for each message printed.
 
-use std::ops::ControlFlow;
+use std::{
+    collections::{HashSet, VecDeque},
+    ops::ControlFlow,
+};
 
 use clap::Args;
 use fieldpost_envelope::PeerId;
@@ -74,6 +77,7 @@ pub(super) async fn run(args: ListenArgs) -> Result<(), ClientError> {
     let api = args.connection.known_caller(args.caller.as_ref())?;
     let mut listener = Listener {
         output: args.connection.output(),
+        printed: Recent::default(),
         confirm: match (args.peek, args.read) {
             (true, _) => None,
             (false, true) => Some("read"),
@@ -89,6 +93,7 @@ pub(super) async fn run(args: ListenArgs) -> Result<(), ClientError> {
 
 struct Listener {
     output: Output,
+    printed: Recent,
     /// The frame that confirms a message.
     confirm: Option<&'static str>,
     /// How many messages are still wanted.
@@ -186,8 +191,11 @@ impl Listener {
         })?;
         match frame["type"].as_str() {
             Some("message") => {
-                self.output.write(&frame, || line(&frame))?;
-                self.left = self.left.map(|left| left - 1);
+                // A confirmation may be lost with its connection; then the message comes again.
+                if self.printed.insert(&frame) {
+                    self.output.write(&frame, || line(&frame))?;
+                    self.left = self.left.map(|left| left - 1);
+                }
                 Ok(self.confirm.zip(frame["seq"].as_u64()).map(|(confirm, seq)| {
                     // Whatever waits below it came first on this socket, and is printed.
                     json!({ "type": confirm, "up_to": seq }).to_string()
@@ -199,6 +207,34 @@ impl Listener {
             }
             _ => Ok(None),
         }
+    }
+}
+
+/// The messages printed last, by what identifies them: sender and id.
+#[derive(Default)]
+struct Recent {
+    known: HashSet<(String, String)>,
+    order: VecDeque<(String, String)>,
+}
+
+/// More than a gateway shows before it waits for a confirmation.
+const REMEMBERED: usize = 10_000;
+
+impl Recent {
+    /// Whether the message is not among them; it is from then on.
+    fn insert(&mut self, message: &Value) -> bool {
+        let text = |name: &str| message[name].as_str().unwrap_or_default().to_owned();
+        let key = (text("from"), text("message_id"));
+        if !self.known.insert(key.clone()) {
+            return false;
+        }
+        self.order.push_back(key);
+        if self.order.len() > REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+        true
     }
 }
 
@@ -313,4 +349,35 @@ fn line(message: &Value) -> String {
         _ => String::new(),
     };
     format!("{}  {}{to}{flags}: {content}{files}", text("sent_at"), text("from"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_tells_what_a_person_wants_to_know_and_nothing_that_steers_the_terminal() {
+        let message = json!({
+            "sent_at": "t", "from": "alice", "to": "group:hikers", "content": "hi\u{1b}[2J",
+            "late": true, "file_ids": ["f1", "f2"],
+        });
+        assert_eq!(line(&message), "t  alice → group:hikers [late]: hi\\u{1b}[2J  (files: f1, f2)");
+        let message =
+            json!({ "sent_at": "t", "from": "alice", "to": "bob", "content_base64": "AA==" });
+        assert_eq!(line(&message), "t  alice: (binary) AA==");
+    }
+
+    #[test]
+    fn a_message_counts_as_printed_by_sender_and_id_until_many_others_were() {
+        let message = |from: &str, id: usize| json!({ "from": from, "message_id": id.to_string() });
+        let mut recent = Recent::default();
+        assert!(recent.insert(&message("alice", 0)));
+        assert!(!recent.insert(&message("alice", 0)));
+        assert!(recent.insert(&message("bob", 0)));
+        for id in 1..=REMEMBERED {
+            assert!(recent.insert(&message("alice", id)));
+        }
+        assert!(recent.insert(&message("alice", 0)));
+        assert_eq!((recent.known.len(), recent.order.len()), (REMEMBERED, REMEMBERED));
+    }
 }

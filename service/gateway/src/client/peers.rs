@@ -109,7 +109,7 @@ pub(super) async fn list(args: PeersArgs) -> Result<(), ClientError> {
     }
 
     let output = args.connection.output();
-    let api = args.connection.caller(args.caller.as_ref())?;
+    let api = args.connection.anybody(args.caller.as_ref())?;
     let deadline = Instant::now() + PATIENCE;
     let mut rows = Vec::new();
     let mut cursor: Option<String> = None;

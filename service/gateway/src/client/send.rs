@@ -67,6 +67,10 @@ pub struct SendArgs {
     #[arg(long, value_name = "NAME", conflicts_with = "transport")]
     prefer: Option<String>,
 
+    /// Wait for a recipient that nobody knows yet, instead of refusing.
+    #[arg(long)]
+    allow_unknown: bool,
+
     /// The message's id, a UUID; the same again is the same message. Default: a fresh one.
     #[arg(long, value_name = "UUID")]
     message_id: Option<Uuid>,
@@ -119,6 +123,8 @@ struct Draft {
     min_anonymity: Option<u8>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     requires_privacy: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    allow_unknown: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     transport_required: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -160,6 +166,7 @@ pub(super) async fn run(args: SendArgs) -> Result<(), ClientError> {
         priority: args.priority,
         min_anonymity: args.min_anonymity,
         requires_privacy: args.requires_privacy,
+        allow_unknown: args.allow_unknown,
         transport_required: args.transport,
         transport_preference: args.prefer,
     };
@@ -184,10 +191,7 @@ fn content(args: &SendArgs) -> Result<String, ClientError> {
     }
     let mut stdin = io::stdin().lock();
     if stdin.is_terminal() {
-        return Err(ClientError::Usage(
-            "nothing to send: write the text after the recipient, pipe it in, or give --file"
-                .to_owned(),
-        ));
+        return Err(nothing_to_send());
     }
     let mut bytes = Vec::new();
     stdin
@@ -201,9 +205,20 @@ fn content(args: &SendArgs) -> Result<String, ClientError> {
              --file"
         )));
     }
+    if bytes.is_empty() {
+        return Err(nothing_to_send());
+    }
     String::from_utf8(bytes).map_err(|_| {
         ClientError::Usage("standard input is not UTF-8 text: send it with --file".to_owned())
     })
+}
+
+fn nothing_to_send() -> ClientError {
+    ClientError::Usage(
+        "nothing to send: write the text after the recipient, pipe it in, or give --file; an \
+         empty text is \"\""
+            .to_owned(),
+    )
 }
 
 /// The most that a message may hold (design, section 6).
@@ -283,6 +298,7 @@ mod tests {
             priority: Some(PriorityWord::High),
             min_anonymity: None,
             requires_privacy: false,
+            allow_unknown: false,
             transport_required: None,
             transport_preference: None,
         };

@@ -29,7 +29,7 @@ pub(super) async fn run(args: StatusArgs) -> Result<(), ClientError> {
     let deadline = Instant::now() + PATIENCE;
     match args.message_id {
         None => {
-            let api = args.connection.caller(args.caller.as_ref())?;
+            let api = args.connection.anybody(args.caller.as_ref())?;
             let status: Value = api.persist(deadline, || api.get(&["v1", "status"])).await?;
             output.write(&status, || outline(&status, 0).trim_end().to_owned())
         }
@@ -54,7 +54,7 @@ fn describe(message: &Value) -> String {
         text(message, "to"),
     )];
     for recipient in message["recipients"].as_array().into_iter().flatten() {
-        let name = ["recipient", "peer", "to"].map(|name| text(recipient, name)).concat();
+        let name = text(recipient, "recipient");
         lines.push(with_reason(format!("  {name}  {}", text(recipient, "status")), recipient));
         for attempt in recipient["attempts"].as_array().into_iter().flatten() {
             let line = format!(
