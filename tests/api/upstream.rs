@@ -416,7 +416,7 @@ async fn nothing_pretends_that_relays_run() {
         (&health["status"], &health["server_reachable"]),
         (&json!("unavailable"), &json!(false))
     );
-    api.post("/betanet/deploy", &json!({})).await.with(503);
+    api.post("/betanet/deploy", &json!({})).await.with(409);
     api.post("/betanet/nodes", &json!({ "node_type": "satellite" })).await.with(400);
     let node = json!({ "node_type": "mixnode", "region": "us-east" });
     let node = api.post("/betanet/nodes", &node).await.with(201);

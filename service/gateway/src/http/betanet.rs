@@ -35,8 +35,6 @@ pub fn routes() -> OpenApiRouter<Gateway> {
 
 const NOT_BUILT: &str = "this version has no HTX transport: messages reach peers of this gateway \
     only, and no relay can run";
-/// A version that has it is not there within minutes.
-const RETRY_AFTER_SECONDS: u32 = 86_400;
 
 /// Whether the mixnet can be used.
 #[utoipa::path(
@@ -105,10 +103,10 @@ pub(super) async fn status(
     tag = "betanet",
     request_body = BetanetDeploy,
     responses(
-        (status = "4XX", description = "The request is not as it should be", body = Detail),
-        (status = "5XX", description = "No relay was started", body = Detail, example = json!({
+        (status = "4XX", description = "No relay was started", body = Detail, example = json!({
             "detail": "this version has no HTX transport: messages reach peers of this gateway only, and no relay can run"
         })),
+        (status = "5XX", description = "The gateway failed", body = Detail),
     ),
 )]
 pub(super) async fn deploy(
@@ -118,11 +116,7 @@ pub(super) async fn deploy(
     bitchat::viewer(&caller)?;
     fields::text("node_type", request.node_type, 1, 50)?;
     fields::text("region", request.region, 0, 50)?;
-    Err(not_built())
-}
-
-fn not_built() -> ApiError {
-    ApiError::unavailable(NOT_BUILT).retry_after(RETRY_AFTER_SECONDS)
+    Err(ApiError::conflict(NOT_BUILT))
 }
 
 /// Whether the mixnet can be used.

@@ -12,7 +12,10 @@ use data_encoding::{BASE64, HEXLOWER, HEXLOWER_PERMISSIVE};
 use fieldpost_delivery::{Confirm, Content, InboxEntry, Store as _, Wishes};
 use fieldpost_envelope::{AnonymityLevel, PeerAddress, PeerId, Priority, Recipient};
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{ObjectBuilder, RefOr, Schema, Type},
+};
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
@@ -382,15 +385,41 @@ pub(super) struct BetanetSend {
     /// The clients' JSON object. A finished packet (base64 text) needs the HTX transport.
     #[schema(value_type = BetanetPacket)]
     sphinx_packet: serde_json::Value,
-    /// The relays that the client would choose, and the receiver; a hint. That of the packet, where
-    /// this is not given.
-    #[schema(min_items = 1, max_items = 6)]
-    route: Option<Vec<String>>,
+    /// The relays that the client would choose, and the receiver; a hint.
+    #[schema(min_items = 1, max_items = 6, value_type = Vec<BetanetHop>)]
+    route: Vec<String>,
     /// 0 critical, 1 high, 3 normal, 4 low, 5 bulk.
     #[serde(default = "normal")]
-    #[schema(minimum = 0, maximum = 5, default = 3)]
+    #[schema(value_type = BetanetPriority, required = false)]
     priority: i64,
 }
+
+/// A relay or the receiver.
+#[derive(ToSchema)]
+#[schema(
+    min_length = 1,
+    max_length = 181,
+    pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$",
+    example = "bob"
+)]
+#[expect(dead_code, reason = "documents the entries of a route")]
+pub(super) struct BetanetHop(String);
+
+/// The original's numbers, which leave out 2.
+pub(super) struct BetanetPriority;
+
+impl PartialSchema for BetanetPriority {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::Integer)
+            .description(Some("0 critical, 1 high, 3 normal, 4 low, 5 bulk"))
+            .enum_values(Some([0, 1, 3, 4, 5]))
+            .default(Some(3.into()))
+            .into()
+    }
+}
+
+impl ToSchema for BetanetPriority {}
 
 fn normal() -> i64 {
     3
@@ -403,15 +432,8 @@ pub(super) struct BetanetPacket {
     #[serde(default = "first_version")]
     #[schema(minimum = 1, maximum = 1, default = 1)]
     version: i64,
-    /// As beside the packet.
-    #[schema(min_items = 1, max_items = 6)]
-    route: Option<Vec<String>>,
     /// The receiver; the end of the route, where this is not given.
-    #[schema(
-        min_length = 1,
-        max_length = 181,
-        pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(?:@[a-z2-7]{52})?$"
-    )]
+    #[schema(min_length = 1, max_length = 181, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
     destination: Option<String>,
     /// Bytes in hex; what is not hex is taken as text. 1 MiB at most.
     #[schema(max_length = 2_097_152)]
@@ -432,16 +454,13 @@ impl BetanetSend {
                 format!("version: {} is not known: expected 1", packet.version),
             ));
         }
-        for route in [&self.route, &packet.route].into_iter().flatten() {
-            check_route(route)?;
-        }
-        let end = || self.route.as_ref().or(packet.route.as_ref())?.last();
-        let destination = packet.destination.as_ref().or_else(end).ok_or_else(|| {
-            ApiError::invalid(
-                "body.sphinx_packet.destination",
-                "destination: needed without a route",
-            )
-        })?;
+        check_route(&self.route)?;
+        let end = || self.route.last();
+        let destination = packet
+            .destination
+            .as_ref()
+            .or_else(end)
+            .ok_or_else(|| ApiError::invalid("body.route", "route: needed"))?;
         let destination = local_peer(gateway, destination)?;
         let (bytes, is_text) = payload(packet.payload)?;
         let labels = BTreeMap::from([(PRIORITY_LABEL.to_owned(), self.priority.to_string())]);

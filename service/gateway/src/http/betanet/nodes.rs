@@ -2,7 +2,10 @@
 
 use axum::{extract::State, http::StatusCode};
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{Ref, RefOr, Schema, schema::AnyOfBuilder},
+};
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
@@ -181,10 +184,70 @@ impl BetanetCreateNode {
     }
 }
 
-/// What is to change about a relay; at least one of them.
-#[derive(Debug, Deserialize, ToSchema)]
-#[schema(example = json!({"status": "maintenance"}))]
+/// What is to change about a relay; at least one of the three.
+#[derive(Debug, Deserialize)]
 pub(super) struct BetanetUpdateNode {
+    name: Option<String>,
+    region: Option<String>,
+    status: Option<String>,
+}
+
+impl PartialSchema for BetanetUpdateNode {
+    fn schema() -> RefOr<Schema> {
+        AnyOfBuilder::new()
+            .item(Ref::from_schema_name(BetanetRename::name()))
+            .item(Ref::from_schema_name(BetanetMove::name()))
+            .item(Ref::from_schema_name(BetanetMark::name()))
+            .description(Some("What is to change about a relay; at least one of the three"))
+            .into()
+    }
+}
+
+impl ToSchema for BetanetUpdateNode {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((BetanetRename::name().into_owned(), BetanetRename::schema()));
+        schemas.push((BetanetMove::name().into_owned(), BetanetMove::schema()));
+        schemas.push((BetanetMark::name().into_owned(), BetanetMark::schema()));
+    }
+}
+
+/// Another name, and whatever else.
+#[derive(ToSchema)]
+#[schema(example = json!({"name": "Attic"}))]
+#[expect(dead_code, reason = "documents one way to fill BetanetUpdateNode")]
+struct BetanetRename {
+    /// What people call it.
+    #[schema(max_length = 255, pattern = r"^[^\u0000]*$")]
+    name: String,
+    /// Where it is to stand.
+    #[schema(max_length = 50, pattern = r"^[^\u0000]*$")]
+    region: Option<String>,
+    /// `active`, `inactive` or `maintenance`, for people to read.
+    #[schema(pattern = "^(?:active|inactive|maintenance)$")]
+    status: Option<String>,
+}
+
+/// Another region, and whatever else.
+#[derive(ToSchema)]
+#[schema(example = json!({"region": "us-east"}))]
+#[expect(dead_code, reason = "documents one way to fill BetanetUpdateNode")]
+struct BetanetMove {
+    /// What people call it.
+    #[schema(max_length = 255, pattern = r"^[^\u0000]*$")]
+    name: Option<String>,
+    /// Where it is to stand.
+    #[schema(max_length = 50, pattern = r"^[^\u0000]*$")]
+    region: String,
+    /// `active`, `inactive` or `maintenance`, for people to read.
+    #[schema(pattern = "^(?:active|inactive|maintenance)$")]
+    status: Option<String>,
+}
+
+/// Another status, and whatever else.
+#[derive(ToSchema)]
+#[schema(example = json!({"status": "maintenance"}))]
+#[expect(dead_code, reason = "documents one way to fill BetanetUpdateNode")]
+struct BetanetMark {
     /// What people call it.
     #[schema(max_length = 255, pattern = r"^[^\u0000]*$")]
     name: Option<String>,
@@ -193,7 +256,7 @@ pub(super) struct BetanetUpdateNode {
     region: Option<String>,
     /// `active`, `inactive` or `maintenance`, for people to read.
     #[schema(pattern = "^(?:active|inactive|maintenance)$")]
-    status: Option<String>,
+    status: String,
 }
 
 impl BetanetUpdateNode {

@@ -1,6 +1,10 @@
 //! Peers on `/api/bitchat`: registration, lists, presence.
 
-use axum::{body::Bytes, extract::State, http::StatusCode};
+use axum::{
+    body::Bytes,
+    extract::{FromRequest, Request, State},
+    http::StatusCode,
+};
 use chrono::TimeDelta;
 use fieldpost_envelope::PeerId;
 use serde::{Deserialize, Serialize};
@@ -13,7 +17,7 @@ use crate::{
     http::{
         caller::Caller,
         error::{ApiError, Detail},
-        extract::{LenientJson, Path, Query},
+        extract::{LenientJson, Path, Query, body_error},
         fields::{self, mirrored_time},
         limits::ClientAddress,
         peers::{MAX_DISPLAY_NAME, MAX_ON_AIR, MAX_PUBLIC_KEY, default_audience, register_peer},
@@ -138,8 +142,8 @@ pub(super) async fn show(
 
 /// State whether a peer is online.
 ///
-/// It holds, open socket or not, until the next socket, registration or statement. `is_online` is
-/// taken from the query, else from a JSON body.
+/// It holds, open socket or not, until the next socket, registration or statement. For clients
+/// that send it so, `is_online` is also taken from a JSON body.
 #[utoipa::path(
     put,
     path = "/api/bitchat/peers/{peer_id}/status",
@@ -149,7 +153,6 @@ pub(super) async fn show(
         ("peer_id" = String, Path, description = "The peer", min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$", example = "alice"),
         BitchatStatusQuery,
     ),
-    request_body(content = Option<BitchatStatusBody>, description = "For clients that do not use the query"),
     responses(
         (status = 200, description = "It is so", body = BitchatStatusSet, example = json!({
             "message": "alice is online", "is_online": true
@@ -163,7 +166,7 @@ pub(super) async fn state_presence(
     caller: Caller,
     Path(peer_id): Path<String>,
     Query(query): Query<BitchatStatusQuery>,
-    body: Bytes,
+    BodyOfStatus(body): BodyOfStatus,
 ) -> Result<axum::Json<BitchatStatusSet>, ApiError> {
     let peer = caller.acting_as(&super::known_peer(&peer_id)?)?;
     let is_online = query.or(&body)?;
@@ -251,6 +254,8 @@ pub(super) struct BitchatPeerFilter {
 pub(super) struct BitchatStatusQuery {
     /// `true`, `false`, or any of the other usual spellings.
     #[param(
+        value_type = String,
+        required = true,
         pattern = "^(?:[Tt][Rr][Uu][Ee]|[Ff][Aa][Ll][Ss][Ee]|[Yy][Ee][Ss]|[Nn][Oo]|[Oo][Nn]|[Oo][Ff][Ff]|[TtFfYyNn01])$",
         example = "true"
     )]
@@ -273,11 +278,24 @@ impl BitchatStatusQuery {
 }
 
 /// Whether a peer is online, in the body.
-#[derive(Debug, Deserialize, ToSchema)]
-#[schema(example = json!({"is_online": true}))]
-pub(super) struct BitchatStatusBody {
+#[derive(Debug, Deserialize)]
+struct BitchatStatusBody {
     /// Whether it is online.
     is_online: bool,
+}
+
+/// The bytes of a body that need not be there.
+pub(super) struct BodyOfStatus(Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for BodyOfStatus {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        Bytes::from_request(request, state)
+            .await
+            .map(Self)
+            .map_err(|rejection| body_error(rejection.status(), &rejection.body_text()))
+    }
 }
 
 /// That a peer's presence was stated.

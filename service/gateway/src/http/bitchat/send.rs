@@ -61,7 +61,7 @@ pub(super) fn routes() -> OpenApiRouter<Gateway> {
 pub(super) async fn send(
     State(gateway): State<Gateway>,
     caller: Caller,
-    LenientJson(request): LenientJson<BitchatSendMessage>,
+    LenientJson(request): LenientJson<AnySend>,
 ) -> Result<(StatusCode, axum::Json<BitchatMessage>), ApiError> {
     let sender = caller.acting_as(&fields::peer("from_peer_id", &request.from_peer_id)?)?;
     let to = target(request.to_peer_id.as_deref(), request.group_id.as_deref())?;
@@ -214,36 +214,88 @@ impl Body {
     }
 }
 
-/// A message to be sent.
-#[derive(Debug, Deserialize, ToSchema)]
+/// A message to be sent, as it is read; [`BitchatSendMessage`] is how it is documented.
+#[derive(Debug, Deserialize)]
+pub(super) struct AnySend {
+    from_peer_id: String,
+    to_peer_id: Option<String>,
+    group_id: Option<String>,
+    content: String,
+    #[serde(default = "default_algorithm")]
+    encryption_algorithm: String,
+    nonce: Option<String>,
+    #[serde(default = "default_ttl")]
+    ttl: i64,
+}
+
+/// A message to be sent, to exactly one target.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "documents what AnySend reads and the handler checks")]
+pub(super) enum BitchatSendMessage {
+    /// To a peer, or to everybody.
+    ToPeer(BitchatSendToPeer),
+    /// To a group.
+    ToGroup(BitchatSendToGroup),
+}
+
+/// A message to be sent to a peer, or to everybody.
+#[derive(ToSchema)]
 #[schema(example = json!({"from_peer_id": "alice", "to_peer_id": "bob", "content": "The bridge is open."}))]
-pub(super) struct BitchatSendMessage {
+#[expect(dead_code, reason = "documents what AnySend reads and the handler checks")]
+pub(super) struct BitchatSendToPeer {
     /// The sender; must be the caller.
     #[schema(min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
     from_peer_id: String,
-    /// A peer, `peer@gateway` or `broadcast`. Either this or `group_id`.
-    #[schema(
-        min_length = 1,
-        max_length = 181,
-        pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(?:@[a-z2-7]{52})?$"
-    )]
-    to_peer_id: Option<String>,
-    /// A group that the sender belongs to.
-    #[schema(min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9._:-]{1,128}$")]
-    group_id: Option<String>,
+    /// A peer or `broadcast`; `peer@gateway` for one elsewhere, where a transport can carry it.
+    #[schema(min_length = 1, max_length = 181, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
+    to_peer_id: String,
     /// The text; at most 2 MiB of UTF-8.
     #[schema(max_length = 2_097_152)]
     content: String,
     /// What the client says the content is encrypted with; kept and given back.
-    #[serde(default = "default_algorithm")]
-    #[schema(max_length = 50, pattern = r"^[^\u0000]*$", default = "AES-256-GCM")]
+    #[schema(
+        required = false,
+        max_length = 50,
+        pattern = r"^[^\u0000]*$",
+        default = "AES-256-GCM"
+    )]
     encryption_algorithm: String,
     /// The client's nonce; kept and given back.
     #[schema(max_length = 255, pattern = r"^[^\u0000]*$")]
     nonce: Option<String>,
     /// Seconds until it is no longer worth delivering; 3600 at most for a broadcast.
-    #[serde(default = "default_ttl")]
-    #[schema(minimum = 1, maximum = 2_592_000, default = 3600)]
+    #[schema(required = false, minimum = 1, maximum = 2_592_000, default = 3600)]
+    ttl: i64,
+}
+
+/// A message to be sent to a group.
+#[derive(ToSchema)]
+#[schema(example = json!({"from_peer_id": "alice", "group_id": "0f5b41d9a6c84b0e9d2f7c3a1e6b8d54", "content": "The bridge is open."}))]
+#[expect(dead_code, reason = "documents what AnySend reads and the handler checks")]
+pub(super) struct BitchatSendToGroup {
+    /// The sender; must be the caller.
+    #[schema(min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
+    from_peer_id: String,
+    /// A group that the sender belongs to.
+    #[schema(min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9._:-]{1,128}$")]
+    group_id: String,
+    /// The text; at most 2 MiB of UTF-8.
+    #[schema(max_length = 2_097_152)]
+    content: String,
+    /// What the client says the content is encrypted with; kept and given back.
+    #[schema(
+        required = false,
+        max_length = 50,
+        pattern = r"^[^\u0000]*$",
+        default = "AES-256-GCM"
+    )]
+    encryption_algorithm: String,
+    /// The client's nonce; kept and given back.
+    #[schema(max_length = 255, pattern = r"^[^\u0000]*$")]
+    nonce: Option<String>,
+    /// Seconds until it is no longer worth delivering.
+    #[schema(required = false, minimum = 1, maximum = 2_592_000, default = 3600)]
     ttl: i64,
 }
 

@@ -69,8 +69,8 @@ pub(super) async fn conversation_by_body(
     operation_id = "bitchatGetConversation",
     tag = "bitchat",
     params(
-        ("peer_id" = String, Path, description = "One of them", min_length = 1, max_length = 181, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(?:@[a-z2-7]{52})?$", example = "alice"),
-        ("other_peer_id" = String, Path, description = "The other", min_length = 1, max_length = 181, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(?:@[a-z2-7]{52})?$", example = "bob"),
+        ("peer_id" = String, Path, description = "One of them", min_length = 1, max_length = 181, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(?:@[a-z2-7]{51}[aq])?$", example = "alice"),
+        ("other_peer_id" = String, Path, description = "The other", min_length = 1, max_length = 181, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(?:@[a-z2-7]{51}[aq])?$", example = "bob"),
         BitchatPage,
     ),
     responses(
@@ -286,14 +286,14 @@ pub(super) struct BitchatConversation {
     #[schema(
         min_length = 1,
         max_length = 181,
-        pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(?:@[a-z2-7]{52})?$"
+        pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(?:@[a-z2-7]{51}[aq])?$"
     )]
     peer_id: String,
     /// The other.
     #[schema(
         min_length = 1,
         max_length = 181,
-        pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(?:@[a-z2-7]{52})?$"
+        pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(?:@[a-z2-7]{51}[aq])?$"
     )]
     other_peer_id: String,
     /// How many at most.
