@@ -10,7 +10,6 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use serde_json::json;
 use utoipa::ToSchema;
 
 /// Why a request cannot be answered as asked. The text tells the caller what would be right.
@@ -58,7 +57,10 @@ impl ApiError {
 
     /// 422: `field` has a value that cannot be accepted.
     pub fn invalid(field: &str, detail: impl Into<String>) -> Self {
-        Self { location: Some(field.to_owned()), ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail) }
+        Self {
+            location: Some(field.to_owned()),
+            ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
+        }
     }
 
     /// 429: the caller is too fast.
@@ -109,12 +111,20 @@ impl From<sqlx::Error> for ApiError {
     fn from(error: sqlx::Error) -> Self {
         match &error {
             sqlx::Error::RowNotFound => Self::not_found("no such thing"),
+            sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } | sqlx::Error::Encode(_) => {
+                tracing::error!(%error, "what is stored cannot be read");
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the gateway failed; its log says why")
+            }
+            // A value that Postgres cannot hold came from the caller, whoever should have noticed.
+            sqlx::Error::Database(database)
+                if database.code().is_some_and(|code| code.starts_with("22")) =>
+            {
+                tracing::warn!(error = %database.message(), error.code = database.code().as_deref(), "a value was refused by the database alone");
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "a value is out of range")
+            }
             sqlx::Error::Database(database) if !is_outage(database.code().as_deref()) => {
                 tracing::error!(error = %database.message(), error.code = database.code().as_deref(), "query failed");
-                Self::new(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    "the gateway failed; its log says why",
-                )
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the gateway failed; its log says why")
             }
             _ => {
                 tracing::warn!(%error, "database is away");
@@ -129,7 +139,8 @@ impl From<sqlx::Error> for ApiError {
 /// 25006), and serialization failures (40).
 fn is_outage(code: Option<&str>) -> bool {
     code.is_some_and(|code| {
-        ["08", "40", "53", "57", "58"].iter().any(|class| code.starts_with(class)) || code == "25006"
+        ["08", "40", "53", "57", "58"].iter().any(|class| code.starts_with(class))
+            || code == "25006"
     })
 }
 
@@ -170,9 +181,34 @@ pub struct Problem {
 /// The body of an error on the mirrored surfaces.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Detail {
-    /// A text, or for 422 a list of `{type, loc, msg}`.
-    #[schema(value_type = Object)]
-    pub detail: serde_json::Value,
+    /// What was wrong.
+    pub detail: Refusal,
+}
+
+/// What was wrong: a text or, for a field that is not as it should be, a list.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+#[schema(example = "no peer bob is known")]
+pub enum Refusal {
+    /// In one sentence.
+    Text(String),
+    /// By field.
+    Fields(Vec<FieldRefusal>),
+}
+
+/// One field that is not as it should be.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct FieldRefusal {
+    /// Always `value_error`.
+    #[serde(rename = "type")]
+    #[schema(example = "value_error")]
+    pub kind: &'static str,
+    /// Where it stands: `body`, `query` or `path`, then its name.
+    #[schema(example = json!(["body", "ttl"]))]
+    pub loc: Vec<String>,
+    /// What would be right.
+    #[schema(example = "ttl: 0 is too short: 1 s to 30 days")]
+    pub msg: String,
 }
 
 /// The longest text of a library's refusal that is passed on.
@@ -199,10 +235,9 @@ pub async fn as_problem(request: Request, next: Next) -> Response {
             extra: error.extra.unwrap_or_default(),
         })
         .into_response();
-        response.headers_mut().insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         response
     })
 }
@@ -211,11 +246,12 @@ pub async fn as_problem(request: Request, next: Next) -> Response {
 pub async fn as_detail(request: Request, next: Next) -> Response {
     render(named(next.run(request).await).await, |error| {
         let detail = match error.location {
-            Some(location) => {
-                let path: Vec<&str> = location.split('.').collect();
-                json!([{ "type": "value_error", "loc": path, "msg": error.detail }])
-            }
-            None => json!(error.detail),
+            Some(location) => Refusal::Fields(vec![FieldRefusal {
+                kind: "value_error",
+                loc: location.split('.').map(str::to_owned).collect(),
+                msg: error.detail,
+            }]),
+            None => Refusal::Text(error.detail),
         };
         Json(Detail { detail }).into_response()
     })

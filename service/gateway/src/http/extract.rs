@@ -6,9 +6,10 @@ use axum::{
         FromRequest, FromRequestParts, Request,
         rejection::{JsonRejection, PathRejection, QueryRejection},
     },
-    http::{StatusCode, request::Parts},
+    http::{HeaderMap, StatusCode, header, request::Parts},
 };
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::http::error::ApiError;
 
@@ -21,22 +22,72 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        match axum::Json::<T>::from_request(request, state).await {
-            Ok(axum::Json(value)) => Ok(Self(value)),
-            Err(rejection) => Err(json_error(&rejection)),
+        if !is_json(request.headers()) {
+            return Err(ApiError::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "the body must be JSON with Content-Type: application/json",
+            ));
         }
+        let bytes = body(request, state).await?;
+        parse(&bytes).map(Self).map_err(|rejection| match rejection {
+            JsonRejection::JsonDataError(error) => {
+                ApiError::invalid("body", clip(&error.body_text()))
+            }
+            other => ApiError::bad_request(clip(&other.body_text())),
+        })
     }
 }
 
-fn json_error(rejection: &JsonRejection) -> ApiError {
-    match rejection {
-        JsonRejection::JsonDataError(error) => ApiError::invalid("body", clip(&error.body_text())),
-        JsonRejection::JsonSyntaxError(error) => ApiError::bad_request(clip(&error.body_text())),
-        JsonRejection::MissingJsonContentType(_) => ApiError::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "the body must be JSON with Content-Type: application/json",
-        ),
-        other => body_error(other.status(), &other.body_text()),
+fn is_json(headers: &HeaderMap) -> bool {
+    let essence = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split(';').next())
+        .map(|value| value.trim().to_ascii_lowercase())
+        .unwrap_or_default();
+    essence == "application/json"
+        || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+async fn body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, ApiError> {
+    Bytes::from_request(request, state)
+        .await
+        .map_err(|rejection| body_error(rejection.status(), &rejection.body_text()))
+}
+
+/// Reads JSON. To JSON `12.0` is the whole number 12 (RFC 8259), which the parser alone does not
+/// admit where it expects one.
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, JsonRejection> {
+    match axum::Json::<T>::from_bytes(bytes) {
+        Ok(axum::Json(value)) => Ok(value),
+        Err(rejection @ JsonRejection::JsonDataError(_)) => serde_json::from_slice::<Value>(bytes)
+            .ok()
+            .and_then(|mut value| make_whole(&mut value).then_some(value))
+            .and_then(|value| serde_json::from_value(value).ok())
+            .ok_or(rejection),
+        Err(rejection) => Err(rejection),
+    }
+}
+
+/// Rewrites numbers such as `12.0` as whole ones; tells whether there was any.
+fn make_whole(value: &mut Value) -> bool {
+    /// Beyond, a double no longer names a single whole number.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            let whole = number.as_f64().filter(|x| x.fract() == 0.0 && x.abs() <= EXACT);
+            if let Some(whole) = whole {
+                *value = Value::from(whole as i64);
+            }
+            whole.is_some()
+        }
+        Value::Array(items) => {
+            items.iter_mut().fold(false, |changed, item| make_whole(item) | changed)
+        }
+        Value::Object(members) => {
+            members.values_mut().fold(false, |changed, member| make_whole(member) | changed)
+        }
+        _ => false,
     }
 }
 
@@ -58,11 +109,9 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for LenientJson<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let bytes = Bytes::from_request(request, state)
-            .await
-            .map_err(|rejection| body_error(rejection.status(), &rejection.body_text()))?;
-        axum::Json::<T>::from_bytes(&bytes)
-            .map(|axum::Json(value)| Self(value))
+        let bytes = body(request, state).await?;
+        parse(&bytes)
+            .map(Self)
             .map_err(|rejection| ApiError::invalid("body", clip(&rejection.body_text())))
     }
 }
@@ -109,5 +158,44 @@ fn clip(text: &str) -> String {
     match text.char_indices().nth(LIMIT) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize, PartialEq)]
+    struct Page {
+        limit: i64,
+        ratio: f64,
+    }
+
+    #[test]
+    fn a_whole_number_may_be_written_with_a_point_and_others_are_refused() {
+        let page = parse::<Page>(br#"{"limit": 12.0, "ratio": 2.0}"#).unwrap();
+        assert_eq!(page, Page { limit: 12, ratio: 2.0 });
+        for bad in ["12.5", "1e300", "\"12\"", "null"] {
+            let body = format!(r#"{{"limit": {bad}, "ratio": 1}}"#);
+            let refusal = parse::<Page>(body.as_bytes()).unwrap_err();
+            assert!(matches!(refusal, JsonRejection::JsonDataError(_)), "{bad}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn only_json_is_taken_for_json() {
+        let is_json = |kind: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_TYPE, kind.parse().unwrap());
+            is_json(&headers)
+        };
+        assert!(is_json("application/json"));
+        assert!(is_json("Application/JSON; charset=utf-8"));
+        assert!(is_json("application/vnd.x+json"));
+        assert!(!is_json("text/json"));
+        assert!(!is_json("application/jsonp"));
+        assert!(!super::is_json(&HeaderMap::new()));
     }
 }

@@ -15,7 +15,7 @@ use fieldpost_envelope::{
     AnonymityLevel, MessageId, MessageStatus, PeerAddress, PeerId, Priority, Recipient,
 };
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
@@ -672,7 +672,7 @@ pub struct MessageList {
 }
 
 /// Whose message is meant where two senders gave the same id.
-#[derive(Deserialize, IntoParams)]
+#[derive(Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct MessageFrom {
     /// The sender, where it is not the caller itself.
@@ -693,7 +693,7 @@ impl MessageFrom {
 }
 
 /// Which messages are wanted.
-#[derive(Deserialize, IntoParams)]
+#[derive(Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct TalkFilter {
     /// A peer, `peer@gateway`, `group:<id>` or `broadcast`.
@@ -707,6 +707,9 @@ pub struct TalkFilter {
     limit: Option<i64>,
 }
 
+/// The end of the year 9999.
+const LAST_MICROS: i64 = 253_402_300_799_999_999;
+
 impl TalkFilter {
     fn before(&self) -> Result<Option<(DateTime<Utc>, MessageId)>, ApiError> {
         let Some(cursor) = &self.cursor else { return Ok(None) };
@@ -715,7 +718,10 @@ impl TalkFilter {
             .ok()
             .and_then(|bytes| {
                 let (micros, id) = bytes.split_first_chunk::<8>()?;
-                let at = DateTime::from_timestamp_micros(i64::from_be_bytes(*micros))?;
+                // Anybody can make up a cursor, and Postgres knows fewer years than we do.
+                let micros = Some(i64::from_be_bytes(*micros))
+                    .filter(|micros| (0..=LAST_MICROS).contains(micros))?;
+                let at = DateTime::from_timestamp_micros(micros)?;
                 Some((at, MessageId(Uuid::from_slice(id).ok()?)))
             })
             .map(Some)

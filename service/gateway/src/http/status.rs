@@ -7,7 +7,7 @@ use fieldpost_delivery::{Place, Plan, RuledOut, Target, Verdict};
 use fieldpost_envelope::{AnonymityLevel, Recipient};
 use fieldpost_transport::Transport;
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
@@ -231,11 +231,16 @@ pub(super) async fn transports(
 }
 
 /// Of which message the way is asked.
-#[derive(Debug, Deserialize, IntoParams)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct RouteQuery {
     /// A peer, `peer@gateway`, a phone's 16 hex digits, or `broadcast`.
-    #[param(min_length = 1, max_length = 240, example = "bob")]
+    #[param(
+        min_length = 1,
+        max_length = 181,
+        pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(@[a-z2-7]{52})?$",
+        example = "bob"
+    )]
     to: String,
     /// The content's size in bytes.
     #[param(minimum = 0, maximum = 1_048_576, example = 256)]
