@@ -20,7 +20,7 @@ const SENDERS: usize = 64;
 const RECIPIENTS: usize = 1024;
 
 /// Measures 1, 16 and 64 connections, 256 B and 4 KiB.
-pub async fn run(table: &mut Table, floor: &Floor) {
+pub(crate) async fn run(table: &mut Table, floor: &Floor) {
     let server = Server::start(&[]).await;
     let mut tokens = Vec::new();
     for sender in 0..SENDERS {

@@ -17,7 +17,7 @@ const CONFIRM_EVERY: i64 = 256;
 const RUNS: usize = 3;
 
 /// Fills, opens the socket, confirms as it goes, and waits until the queue table is empty.
-pub async fn run(table: &mut Table) {
+pub(crate) async fn run(table: &mut Table) {
     let mut rates = Vec::new();
     for _ in 0..RUNS {
         rates.push(one().await);

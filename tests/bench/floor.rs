@@ -15,15 +15,15 @@ use crate::{
 };
 
 /// The limits that other figures are put beside.
-pub struct Floor {
+pub(crate) struct Floor {
     /// Single-row commits a second with 64 clients, by pgbench.
-    pub commits_64: f64,
+    pub(crate) commits_64: f64,
     /// The slowest of a hundred flushes of 8 KiB.
-    pub flush_p99: Duration,
+    pub(crate) flush_p99: Duration,
 }
 
 /// Measures them.
-pub async fn measure(table: &mut Table) -> Floor {
+pub(crate) async fn measure(table: &mut Table) -> Floor {
     let mut flushes = flushes(Duration::from_secs(2));
     let flush_p99 = flushes.quantile(0.99);
     table.figure(
@@ -33,8 +33,12 @@ pub async fn measure(table: &mut Table) -> Floor {
     );
     let postgres = Postgres::start().await;
     let url = postgres.create_database("floor");
-    psql(&url, "create table single (sender text, body bytea, at timestamptz default now(), id bigserial primary key)");
-    let single = "insert into single (sender, body) values ('alice', decode(repeat('ab', 256), 'hex'));\n";
+    psql(
+        &url,
+        "create table single (sender text, body bytea, at timestamptz default now(), id bigserial primary key)",
+    );
+    let single =
+        "insert into single (sender, body) values ('alice', decode(repeat('ab', 256), 'hex'));\n";
     let mut commits = [0.0; 2];
     for (slot, clients) in commits.iter_mut().zip([1, 64]) {
         *slot = pgbench(&url, single, clients, 5);
@@ -46,7 +50,11 @@ pub async fn measure(table: &mut Table) -> Floor {
     }
     let batched = "insert into single (sender, body) select 'alice', decode(repeat('ab', 256), 'hex') from generate_series(1, 256);\n";
     let rate = pgbench(&url, batched, 2, 5) * 256.0;
-    table.figure("batched inserts", format!("{rate:.0} rows/s"), "pgbench, 256 rows a commit, 2 clients");
+    table.figure(
+        "batched inserts",
+        format!("{rate:.0} rows/s"),
+        "pgbench, 256 rows a commit, 2 clients",
+    );
     Floor { commits_64: commits[1], flush_p99 }
 }
 
@@ -67,7 +75,10 @@ fn flushes(duration: Duration) -> Measured {
 
 fn psql(url: &str, statement: &str) {
     let done = Command::new("psql").args(["-q", "-d", url, "-c", statement]).status();
-    assert!(done.is_ok_and(|status| status.success()), "psql failed: is postgresql-client installed?");
+    assert!(
+        done.is_ok_and(|status| status.success()),
+        "psql failed: is postgresql-client installed?"
+    );
 }
 
 /// Transactions a second of `script`.
@@ -86,5 +97,7 @@ fn pgbench(url: &str, script: &str, clients: u32, seconds: u32) -> f64 {
     text.lines()
         .find_map(|line| line.strip_prefix("tps = "))
         .and_then(|rest| rest.split(' ').next()?.parse().ok())
-        .unwrap_or_else(|| panic!("pgbench printed no rate: {text}{}", String::from_utf8_lossy(&output.stderr)))
+        .unwrap_or_else(|| {
+            panic!("pgbench printed no rate: {text}{}", String::from_utf8_lossy(&output.stderr))
+        })
 }

@@ -2,7 +2,11 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::{sync::mpsc, task::JoinSet, time::{Instant, MissedTickBehavior, interval, timeout}};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
 
 use crate::{
     floor::Floor,
@@ -17,12 +21,10 @@ const RATE: u32 = 1000;
 const DURATION: Duration = Duration::from_secs(10);
 
 /// Measures with batches as large as they come, then with one INSERT for each request.
-pub async fn run(table: &mut Table, floor: &Floor) {
+pub(crate) async fn run(table: &mut Table, floor: &Floor) {
     let mut grouped = one(&[]).await;
     let mut single = one(&["--accept-batch=1"]).await;
-    let quantiles = |measured: &mut Measured| {
-        (measured.quantile(0.5), measured.quantile(0.99))
-    };
+    let quantiles = |measured: &mut Measured| (measured.quantile(0.5), measured.quantile(0.99));
     let (p50, p99) = quantiles(&mut grouped);
     let (single_p50, single_p99) = quantiles(&mut single);
     table.figure(
@@ -36,9 +38,21 @@ pub async fn run(table: &mut Table, floor: &Floor) {
         format!("p99 {}, {} messages", milliseconds(p99), grouped.len()),
     );
     let ratio = p50.as_secs_f64() / single_p50.as_secs_f64();
-    table.ratio("latency p50", milliseconds(p50), ratio, Target::AtMost(1.0), "one INSERT a request");
+    table.ratio(
+        "latency p50",
+        milliseconds(p50),
+        ratio,
+        Target::AtMost(1.0),
+        "one INSERT a request",
+    );
     let ratio = p99.as_secs_f64() / floor.flush_p99.as_secs_f64();
-    table.ratio("latency p99", milliseconds(p99), ratio, Target::AtMost(4.0), "the disk's flush p99");
+    table.ratio(
+        "latency p99",
+        milliseconds(p99),
+        ratio,
+        Target::AtMost(4.0),
+        "the disk's flush p99",
+    );
 }
 
 async fn one(arguments: &[&str]) -> Measured {
@@ -87,5 +101,8 @@ fn now() -> Duration {
 }
 
 fn sent_at(content: &str) -> Duration {
-    content.get(..20).and_then(|digits| digits.parse().ok()).map_or(Duration::ZERO, Duration::from_nanos)
+    content
+        .get(..20)
+        .and_then(|digits| digits.parse().ok())
+        .map_or(Duration::ZERO, Duration::from_nanos)
 }

@@ -13,29 +13,29 @@ use tokio::{
 use crate::measure::{Cpu, Measured, cpu_of};
 
 /// What a run came to.
-pub struct Outcome {
-    pub answered: u64,
-    pub refused: u64,
-    pub elapsed: Duration,
+pub(crate) struct Outcome {
+    pub(crate) answered: u64,
+    pub(crate) refused: u64,
+    pub(crate) elapsed: Duration,
     /// The server's processor time in between.
-    pub server: Cpu,
+    pub(crate) server: Cpu,
     /// This process's.
-    pub generator: Duration,
-    pub latency: Measured,
+    pub(crate) generator: Duration,
+    pub(crate) latency: Measured,
 }
 
 impl Outcome {
-    pub fn rate(&self) -> f64 {
+    pub(crate) fn rate(&self) -> f64 {
         self.answered as f64 / self.elapsed.as_secs_f64()
     }
 
     /// Microseconds of the server's processor time for one answer.
-    pub fn cpu_micros(&self) -> f64 {
+    pub(crate) fn cpu_micros(&self) -> f64 {
         self.server.all().as_secs_f64() * 1e6 / self.answered.max(1) as f64
     }
 
     /// Which side was busier.
-    pub fn bottleneck(&self) -> String {
+    pub(crate) fn bottleneck(&self) -> String {
         let share = |time: Duration| 100.0 * time.as_secs_f64() / self.elapsed.as_secs_f64();
         format!(
             "gateway {:.0} %, database {:.0} %, load {:.0} % of a core",
@@ -48,7 +48,7 @@ impl Outcome {
 
 /// Posts over `connections` for `duration`, one request at a time on each. `request` makes the
 /// bytes of the next request of a connection.
-pub async fn post(
+pub(crate) async fn post(
     address: SocketAddr,
     server_pid: u32,
     connections: usize,
@@ -89,20 +89,20 @@ pub async fn post(
 }
 
 /// One connection for requests one after the other.
-pub struct Client {
+pub(crate) struct Client {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
 
 impl Client {
-    pub async fn connect(address: SocketAddr) -> Self {
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).await.expect("the gateway listens");
         stream.set_nodelay(true).expect("a socket option");
         Self { stream, buffer: vec![0; 8192] }
     }
 
     /// Posts a prepared request that has to succeed.
-    pub async fn post(&mut self, request: &[u8]) {
+    pub(crate) async fn post(&mut self, request: &[u8]) {
         self.stream.write_all(request).await.expect("the gateway reads");
         let status = read_answer(&mut self.stream, &mut self.buffer).await;
         assert!((200..300).contains(&status), "answered {status}");
@@ -157,7 +157,7 @@ fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
 }
 
 /// One POST with a bearer token.
-pub fn request(path: &str, token: &str, body: &str) -> Vec<u8> {
+pub(crate) fn request(path: &str, token: &str, body: &str) -> Vec<u8> {
     format!(
         "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n\
          Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",

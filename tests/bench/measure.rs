@@ -4,17 +4,17 @@ use std::{collections::HashMap, fs, time::Duration};
 
 /// Processor time of a process and of all that it started.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Cpu {
-    pub own: Duration,
-    pub descendants: Duration,
+pub(crate) struct Cpu {
+    pub(crate) own: Duration,
+    pub(crate) descendants: Duration,
 }
 
 impl Cpu {
-    pub fn all(self) -> Duration {
+    pub(crate) fn all(self) -> Duration {
         self.own + self.descendants
     }
 
-    pub fn since(self, earlier: Self) -> Self {
+    pub(crate) fn since(self, earlier: Self) -> Self {
         Self {
             own: self.own.saturating_sub(earlier.own),
             descendants: self.descendants.saturating_sub(earlier.descendants),
@@ -24,10 +24,11 @@ impl Cpu {
 
 /// The processor time that process `pid` and its descendants have used. Those that have ended are
 /// counted with whoever waited for them.
-pub fn cpu_of(pid: u32) -> Cpu {
+pub(crate) fn cpu_of(pid: u32) -> Cpu {
     let mut times = HashMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(process) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+        let Some(process) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok())
+        else {
             continue;
         };
         let Ok(stat) = fs::read_to_string(format!("/proc/{process}/stat")) else { continue };
@@ -49,13 +50,16 @@ pub fn cpu_of(pid: u32) -> Cpu {
         false
     };
     let own = times.get(&pid).map_or(Duration::ZERO, |(_, own)| ticks(*own));
-    let descendants =
-        times.iter().filter(|(process, _)| is_below(**process)).map(|(_, (_, own))| ticks(*own)).sum();
+    let descendants = times
+        .iter()
+        .filter(|(process, _)| is_below(**process))
+        .map(|(_, (_, own))| ticks(*own))
+        .sum();
     Cpu { own, descendants }
 }
 
 /// Resident memory of one process, in bytes.
-pub fn resident_bytes(pid: u32) -> u64 {
+pub(crate) fn resident_bytes(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0");
     line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024
@@ -63,19 +67,19 @@ pub fn resident_bytes(pid: u32) -> u64 {
 
 /// Durations, to be asked for their quantiles.
 #[derive(Clone, Debug, Default)]
-pub struct Measured(Vec<Duration>);
+pub(crate) struct Measured(Vec<Duration>);
 
 impl Measured {
-    pub fn add(&mut self, duration: Duration) {
+    pub(crate) fn add(&mut self, duration: Duration) {
         self.0.push(duration);
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 
     /// The value below which `share` of all lie.
-    pub fn quantile(&mut self, share: f64) -> Duration {
+    pub(crate) fn quantile(&mut self, share: f64) -> Duration {
         self.0.sort_unstable();
         let last = self.0.len().saturating_sub(1);
         self.0.get((share * last as f64).round() as usize).copied().unwrap_or_default()
@@ -83,11 +87,11 @@ impl Measured {
 }
 
 /// The middle one of several runs.
-pub fn median(mut runs: Vec<f64>) -> f64 {
+pub(crate) fn median(mut runs: Vec<f64>) -> f64 {
     runs.sort_by(f64::total_cmp);
     runs.get(runs.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-pub fn milliseconds(duration: Duration) -> String {
+pub(crate) fn milliseconds(duration: Duration) -> String {
     format!("{:.2} ms", duration.as_secs_f64() * 1e3)
 }

@@ -12,15 +12,15 @@ use tokio_tungstenite::{
 };
 
 /// A running gateway.
-pub struct Server {
+pub(crate) struct Server {
     gateway: Gateway,
-    pub address: SocketAddr,
-    pub pid: u32,
+    pub(crate) address: SocketAddr,
+    pub(crate) pid: u32,
 }
 
 impl Server {
     /// Starts one with `arguments` of `fieldpost serve` beside the usual ones.
-    pub async fn start(arguments: &[&str]) -> Self {
+    pub(crate) async fn start(arguments: &[&str]) -> Self {
         // So fast that the limits that protect a gateway from one caller would be measured.
         let options = ["--rate-limit=1000000", "--registration-rate-limit=1000000"]
             .iter()
@@ -33,16 +33,16 @@ impl Server {
     }
 
     /// Registers a peer and returns its token.
-    pub async fn register(&self, peer: &str) -> String {
+    pub(crate) async fn register(&self, peer: &str) -> String {
         let client: Client = self.gateway.register(peer).await;
         client.token().expect("registration gives a token").to_owned()
     }
 
     /// Opens a socket with small buffers, so that thousands cost the load generator little.
-    pub async fn socket(&self, token: &str) -> Socket {
+    pub(crate) async fn socket(&self, token: &str) -> Socket {
         let uri = format!("ws://{}/v1/ws", self.address).parse().expect("an address");
-        let request = ClientRequestBuilder::new(uri)
-            .with_header("Authorization", format!("Bearer {token}"));
+        let request =
+            ClientRequestBuilder::new(uri).with_header("Authorization", format!("Bearer {token}"));
         let stream = TcpStream::connect(self.address).await.expect("the gateway listens");
         stream.set_nodelay(true).expect("a socket option");
         let config = WebSocketConfig::default().read_buffer_size(16 * 1024);
@@ -53,27 +53,27 @@ impl Server {
     }
 
     /// Its embedded database, for a look at the queue tables.
-    pub fn database_url(&self) -> String {
+    pub(crate) fn database_url(&self) -> String {
         let folder = self.gateway.folder().join("database");
         format!("postgres:///postgres?host={}&user=gateway", folder.display())
     }
 }
 
 /// One subscriber.
-pub struct Socket {
+pub(crate) struct Socket {
     stream: WebSocketStream<TcpStream>,
 }
 
 /// What a benchmark looks at in a message.
 #[derive(Deserialize)]
-pub struct Received {
-    pub seq: i64,
-    pub content: String,
+pub(crate) struct Received {
+    pub(crate) seq: i64,
+    pub(crate) content: String,
 }
 
 impl Socket {
     /// The next message; `None` when the socket has closed.
-    pub async fn next_message(&mut self) -> Option<Received> {
+    pub(crate) async fn next_message(&mut self) -> Option<Received> {
         loop {
             match self.stream.next().await?.ok()? {
                 Message::Text(text) if text.contains("\"type\":\"message\"") => {
@@ -86,7 +86,7 @@ impl Socket {
     }
 
     /// Confirms all up to `seq`.
-    pub async fn confirm(&mut self, seq: i64) {
+    pub(crate) async fn confirm(&mut self, seq: i64) {
         let frame = format!("{{\"type\":\"ack\",\"up_to\":{seq}}}");
         self.stream.send(Message::text(frame)).await.expect("the socket takes frames");
     }

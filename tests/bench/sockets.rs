@@ -11,7 +11,7 @@ use crate::{
 const SOCKETS: usize = 5000;
 
 /// Opens them, one peer each, and looks at the gateway's memory before and after.
-pub async fn run(table: &mut Table) {
+pub(crate) async fn run(table: &mut Table) {
     let server = Server::start(&[]).await;
     let mut tokens = Vec::with_capacity(SOCKETS);
     for peer in 0..SOCKETS {
@@ -33,6 +33,12 @@ pub async fn run(table: &mut Table) {
     }
     let each = (median(readings) - before as f64) / (SOCKETS - 64) as f64 / 1024.0;
     let figure = format!("{each:.1} KiB");
-    table.ratio("idle WebSocket", figure, each / 10.0, Target::AtMost(1.0), "10 KiB of resident memory, 5000 open");
+    table.ratio(
+        "idle WebSocket",
+        figure,
+        each / 10.0,
+        Target::AtMost(1.0),
+        "10 KiB of resident memory, 5000 open",
+    );
     drop(sockets);
 }

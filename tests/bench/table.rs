@@ -2,7 +2,7 @@
 
 /// Rows in the order in which they were measured.
 #[derive(Default)]
-pub struct Table {
+pub(crate) struct Table {
     rows: Vec<Row>,
 }
 
@@ -15,21 +15,26 @@ struct Row {
 
 /// What a ratio is to reach.
 #[derive(Clone, Copy)]
-pub enum Target {
+pub(crate) enum Target {
     AtLeast(f64),
     AtMost(f64),
 }
 
 impl Table {
     /// A figure without a target.
-    pub fn figure(&mut self, what: impl Into<String>, figure: impl Into<String>, note: impl Into<String>) {
+    pub(crate) fn figure(
+        &mut self,
+        what: impl Into<String>,
+        figure: impl Into<String>,
+        note: impl Into<String>,
+    ) {
         let row = Row { what: what.into(), figure: figure.into(), ratio: None, note: note.into() };
         eprintln!("{}: {} {}", row.what, row.figure, row.note);
         self.rows.push(row);
     }
 
     /// A figure that is judged as a ratio to another of the same run.
-    pub fn ratio(
+    pub(crate) fn ratio(
         &mut self,
         what: impl Into<String>,
         figure: impl Into<String>,
@@ -44,8 +49,10 @@ impl Table {
 
     /// Prints everything, aligned, to standard output.
     #[expect(clippy::print_stdout, reason = "the table is what the program is for")]
-    pub fn print(&self) {
-        println!("\n| what | measured | ratio | target | reached | beside |\n|---|---|---|---|---|---|");
+    pub(crate) fn print(&self) {
+        println!(
+            "\n| what | measured | ratio | target | reached | beside |\n|---|---|---|---|---|---|"
+        );
         for Row { what, figure, ratio, note } in &self.rows {
             match ratio {
                 None => println!("| {what} | {figure} | | | | {note} |"),

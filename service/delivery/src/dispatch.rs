@@ -178,7 +178,7 @@ impl Dispatch {
         match event {
             Event::Begin => self.begin(now),
             Event::TookCharge { transport, envelope } => {
-                self.took_charge(now, &transport, envelope)
+                self.took_charge(now, &transport, envelope);
             }
             Event::HardFailure { transport, reason } => self.failed(now, &transport, reason),
             Event::Receipt(kind) => self.receipt(now, kind),

@@ -74,11 +74,11 @@ const BEATS_TO_EXPIRY: u64 = 5;
 const BEATS_TO_RENEWAL: u64 = 20;
 
 async fn work(gateway: &Gateway, turn: u64) -> sqlx::Result<()> {
-    if turn % BEATS_TO_RENEWAL == 0 {
+    if turn.is_multiple_of(BEATS_TO_RENEWAL) {
         gateway.store.refresh_presence(gateway.replica).await?;
         gateway.store.sweep_access().await?;
     }
-    if turn % BEATS_TO_EXPIRY == 0 {
+    if turn.is_multiple_of(BEATS_TO_EXPIRY) {
         gateway.limits.forget_quiet();
         let gone = Presence { online: false, changed: true };
         for peer in gateway.store.expire_presence(MAX_EXPIRED).await? {

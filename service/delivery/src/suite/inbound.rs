@@ -70,7 +70,7 @@ impl Came {
 impl<S: Store> Run<'_, S> {
     pub(super) async fn receive(&mut self) -> Result<(), Violation> {
         let (message, recipient, lane, after) =
-            if self.chance(15) { self.without_lane() } else { self.from_a_lane() };
+            if self.chance(15) { self.without_lane() } else { self.any_of_a_lane() };
         let order_wait = Duration::from_secs(self.rng.random_range(5..120));
         let inbound = Inbound {
             message: message.clone(),
@@ -160,7 +160,7 @@ impl<S: Store> Run<'_, S> {
     }
 
     /// New, again, or one that was written before and comes only now.
-    fn from_a_lane(&mut self) -> (Message, PeerId, Option<(usize, LaneSeq)>, Option<LaneSeq>) {
+    fn any_of_a_lane(&mut self) -> (Message, PeerId, Option<(usize, LaneSeq)>, Option<LaneSeq>) {
         let lane = self.any_lane();
         for _ in 0..self.rng.random_range(0..3) {
             let RemoteLane { sender, recipient, level, .. } = &self.lanes[lane];

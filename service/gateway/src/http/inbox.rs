@@ -15,7 +15,7 @@ use fieldpost_envelope::{MessageId, PeerId};
 use futures_util::{Stream, StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
@@ -255,7 +255,7 @@ impl Cursor {
 }
 
 /// What is wanted of an inbox.
-#[derive(Deserialize, IntoParams)]
+#[derive(Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct InboxQuery {
     /// A `seq`, or the last `next`; from the start without.

@@ -174,7 +174,7 @@ enum Dialect {
 /// What a client's frame asks for.
 enum Asked {
     Send { reference: Option<serde_json::Value>, draft: Result<Box<Draft>, ApiError> },
-    Confirm { what: Confirm, read: bool, reference: Option<serde_json::Value> },
+    Confirm { what: Confirm, read: bool },
     Ping { reference: Option<serde_json::Value> },
     Nothing,
 }
@@ -182,7 +182,7 @@ enum Asked {
 /// A frame that cannot be read; `reference` is the client's, if as much could be read.
 struct Malformed {
     reference: Option<serde_json::Value>,
-    error: ApiError,
+    error: Box<ApiError>,
 }
 
 /// Why a socket ends.
@@ -442,7 +442,7 @@ impl<'a> Session<'a> {
             Some(Ok(Message::Close(_))) => return Err(End::Gone),
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => return Ok(()),
             Some(Ok(Message::Binary(_))) => {
-                let error = ApiError::bad_request("frames are JSON text, not binary");
+                let error = Box::new(ApiError::bad_request("frames are JSON text, not binary"));
                 return self.complain(socket, Malformed { reference: None, error }).await;
             }
             Some(Ok(Message::Text(text))) => text,
@@ -456,7 +456,7 @@ impl<'a> Session<'a> {
                 self.begin_send(reference, draft);
                 Ok(())
             }
-            Ok(Asked::Confirm { what, read, .. }) => {
+            Ok(Asked::Confirm { what, read }) => {
                 self.waiting.add(what, read);
                 Ok(())
             }
@@ -548,6 +548,9 @@ impl<'a> Session<'a> {
         self.paused_until = Some(Instant::now() + RETRY_PAUSE);
     }
 }
+
+/// The client's `ref` of a send, and what came of it.
+type Sent = (Option<serde_json::Value>, Result<Submitted, ApiError>);
 
 /// Confirmations that came while others were being taken.
 #[derive(Default)]

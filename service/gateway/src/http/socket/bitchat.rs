@@ -10,8 +10,10 @@ use crate::http::{bitchat::BitchatMessage, error::ApiError};
 
 /// Reads a client's frame; types that nobody knows are ignored, as the original did.
 pub(super) fn parse(text: &str) -> Result<Asked, Malformed> {
-    let malformed =
-        |detail: String| Malformed { reference: None, error: ApiError::bad_request(detail) };
+    let malformed = |detail: String| Malformed {
+        reference: None,
+        error: Box::new(ApiError::bad_request(detail)),
+    };
     let frame: Value = serde_json::from_str(text)
         .map_err(|error| malformed(format!("the frame is no JSON: {error}")))?;
     let Value::Object(frame) = frame else {
@@ -25,7 +27,7 @@ pub(super) fn parse(text: &str) -> Result<Asked, Malformed> {
                 malformed("ack needs message_id, the UUID of the message".to_owned())
             })?;
             let what = Confirm::Messages(vec![(MessageId(id), None)]);
-            Ok(Asked::Confirm { what, read: false, reference: None })
+            Ok(Asked::Confirm { what, read: false })
         }
         Some(_) => Ok(Asked::Nothing),
         None => Err(malformed("the frame has no type".to_owned())),

@@ -20,11 +20,11 @@ use crate::{
 pub(super) fn parse(text: &str, peer: &PeerId) -> Result<Asked, Malformed> {
     let frame: Value = serde_json::from_str(text).map_err(|error| Malformed {
         reference: None,
-        error: ApiError::bad_request(format!("the frame is no JSON: {error}")),
+        error: Box::new(ApiError::bad_request(format!("the frame is no JSON: {error}"))),
     })?;
     let reference =
         frame.get("ref").cloned().filter(|reference| reference.to_string().len() <= 256);
-    let malformed = |error| Malformed { reference: reference.clone(), error };
+    let malformed = |error| Malformed { reference: reference.clone(), error: Box::new(error) };
     let kind = frame.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
     match kind.as_str() {
         "send" => {
@@ -40,7 +40,7 @@ pub(super) fn parse(text: &str, peer: &PeerId) -> Result<Asked, Malformed> {
         "ack" | "read" => {
             let request: Confirmation = read(frame).map_err(malformed)?;
             let (what, read) = request.parse().map_err(malformed)?;
-            Ok(Asked::Confirm { what, read: read || kind == "read", reference })
+            Ok(Asked::Confirm { what, read: read || kind == "read" })
         }
         "ping" => Ok(Asked::Ping { reference }),
         _ => Err(malformed(ApiError::invalid("type", "type: expected send, ack, read or ping"))),
