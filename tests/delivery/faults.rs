@@ -13,14 +13,14 @@ use harness::{
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::federation::{database, pair_on, until};
+use crate::federation::{QUICK, database, pair_on, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn loss_delay_and_copies_break_no_promise() {
     let seed = seed();
     eprintln!("seed {seed}");
     let network = MemoryNetwork::new(seed);
-    let ([a, b], alice, bob) = pair_on(&network, &[]).await;
+    let ([a, b], alice, bob) = pair_on(&network, &[QUICK]).await;
     let faults = Faults {
         loss: 0.1,
         duplication: 0.3,
@@ -54,7 +54,7 @@ async fn loss_delay_and_copies_break_no_promise() {
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_partition_everything_arrives_once_and_in_order() {
     let network = MemoryNetwork::new(1);
-    let ([a, b], alice, bob) = pair_on(&network, &[]).await;
+    let ([a, b], alice, bob) = pair_on(&network, &[QUICK]).await;
     let mut sent = Vec::new();
     for round in 0..4 {
         // One that both notice, then one that nobody notices.
@@ -76,7 +76,8 @@ async fn after_a_partition_everything_arrives_once_and_in_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn silence_moves_on_to_the_next_transport_after_the_time_out() {
-    let (first, second, [a, b], alice, bob) = two_ways().await;
+    let (first, second, [a, b], alice, bob) =
+        two_ways_with(&["--transport-priority=first,second", QUICK]).await;
     first.set_faults(a.id(), b.id(), Faults::SILENCE);
     let sent = alice.send(&Draft::text(&b.address("bob"), "anyway")).await.unwrap().message_id;
     take(&bob, 1).await;
@@ -99,7 +100,7 @@ async fn a_way_that_is_known_to_be_cut_costs_no_attempt() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_failover_only_the_first_transport_is_tried() {
-    let options = ["--failover=off", "--transport-priority=first,second"];
+    let options = ["--failover=off", "--transport-priority=first,second", QUICK];
     let (first, second, [a, b], alice, bob) = two_ways_with(&options).await;
     first.set_faults(a.id(), b.id(), Faults::SILENCE);
     let sent = alice.send(&Draft::text(&b.address("bob"), "patience")).await.unwrap().message_id;
@@ -134,7 +135,7 @@ async fn critical_messages_take_all_ways_at_once_and_are_shown_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_predecessor_is_waited_for_and_then_passed_with_a_mark() {
     let network = MemoryNetwork::new(1);
-    let ([a, b], alice, bob) = pair_on(&network, &["--order-wait=1s"]).await;
+    let ([a, b], alice, bob) = pair_on(&network, &["--order-wait=1s", QUICK]).await;
     network.set_faults_towards(a.id(), b.id(), Faults::SILENCE);
     let missing = alice.send(&Draft::text(&b.address("bob"), "first")).await.unwrap().message_id;
     until(|| network.lost() > 0).await;

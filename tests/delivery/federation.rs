@@ -176,7 +176,7 @@ async fn a_receipt_waits_for_a_sender_that_is_dark() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receipt_that_is_lost_without_a_trace_is_said_again() {
     let network = MemoryNetwork::new(1);
-    let ([a, b], alice, bob) = pair_on(&network, &[]).await;
+    let ([a, b], alice, bob) = pair_on(&network, &[QUICK]).await;
     let sent = alice.send(&Draft::text(&b.address("bob"), "heard?")).await.unwrap();
     record_when(&alice, sent.message_id, |record| {
         attempts(&record.recipients[0]).contains(&"memory stored".to_owned())
@@ -225,6 +225,10 @@ pub(crate) async fn pair_on(
     let (alice, bob) = (a.register("alice").await, b.register("bob").await);
     ([a, b], alice, bob)
 }
+
+/// For tests in which something is silent. The others keep the default, which no slow machine
+/// takes for silence.
+pub(crate) const QUICK: &str = "--failover-timeout=500ms";
 
 /// Waits for something that is sure to come.
 pub(crate) async fn until(mut is_there: impl FnMut() -> bool) {

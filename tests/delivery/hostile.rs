@@ -1,5 +1,7 @@
 //! A gateway that means ill, or speaks nonsense, on the same network.
 
+use std::{sync::Arc, time::Duration};
+
 use ed25519_dalek::SigningKey;
 use fieldpost_envelope::{
     AnonymityLevel, Content, Envelope, GatewayId, MessageId, PeerAddress, Priority, Receipt,
@@ -12,10 +14,9 @@ use harness::{
     seed,
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use std::{sync::Arc, time::Duration};
 use uuid::Uuid;
 
-use crate::federation::{pair_on, until};
+use crate::federation::{QUICK, pair_on, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nonsense_and_forgeries_change_nothing() {
@@ -57,7 +58,7 @@ async fn nonsense_and_forgeries_change_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stranger_speaks_under_its_own_name_only() {
     let network = MemoryNetwork::new(1);
-    let ([a, b], alice, bob) = pair_on(&network, &[]).await;
+    let ([a, b], alice, bob) = pair_on(&network, &[QUICK]).await;
     let mallory = Mallory::join(&network);
     // It may write, as anybody may, and is shown as what it is, even under a borrowed peer id.
     mallory.send(&b.id(), mallory.message(&b.address("bob"), "I am alice")).await;

@@ -29,7 +29,7 @@ pub struct Config {
     #[arg(long, env = "FIELDPOST_REGISTRATION", value_enum)]
     pub registration: Option<Registration>,
 
-    /// The transports to use, of those that this build has. `memory` is for tests alone.
+    /// The transports to use, of those that this build has; none so far.
     #[arg(long, env = "FIELDPOST_TRANSPORTS", value_delimiter = ',')]
     pub transports: Vec<String>,
 
@@ -221,10 +221,15 @@ impl Config {
                 return Err(format!("--bus {other} is unknown: use local or postgres"));
             }
         }
-        if let Some(name) = self.transports.iter().find(|name| *name != "memory") {
+        if let Some(name) = self.transports.first() {
             return Err(match name.as_str() {
                 "ble" | "htx" | "mesh" => {
                     format!("--transports {name}: this build does not have that transport yet")
+                }
+                "memory" => {
+                    "--transports memory: that one joins gateways inside a test and cannot \
+                             be chosen; the names are ble, htx and mesh"
+                        .to_owned()
                 }
                 _ => format!("--transports {name} is unknown: the names are ble, htx and mesh"),
             });

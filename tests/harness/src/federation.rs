@@ -33,8 +33,7 @@ pub struct Node {
 impl Node {
     /// Starts a gateway on a fresh database, with one transport for each network.
     ///
-    /// `options` are those of `fieldpost serve`; a transport is silent after 300 ms unless they say
-    /// otherwise.
+    /// `options` are those of `fieldpost serve`.
     ///
     /// # Panics
     ///
@@ -47,9 +46,6 @@ impl Node {
         let halves = [Uuid::new_v4(), Uuid::new_v4()].map(|half| half.simple().to_string());
         let defaults = ["--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--drain=1s"];
         let mut all: Vec<String> = defaults.map(str::to_owned).to_vec();
-        if !options.iter().any(|option| option.starts_with("--failover-timeout")) {
-            all.push("--failover-timeout=300ms".to_owned());
-        }
         all.extend(options.iter().map(|option| (*option).to_owned()));
         let mut node = Self {
             id: GatewayId::from_bytes([0; 32]),
