@@ -4,10 +4,11 @@
 //! The short form runs with every `cargo test`. `./dev prove crash`, or `FIELDPOST_PROVE=1`, kills
 //! 50 times; `FIELDPOST_PROVE_SEED` and `FIELDPOST_PROVE_KILLS` repeat a run.
 
-use std::{env, time::Duration};
+use std::{collections::BTreeSet, env, time::Duration};
 
 use harness::{
-    Gateway, Options, Postgres,
+    Gateway, Options, Postgres, check,
+    history::Kind,
     load::{Load, Shape},
     seed, setting,
 };
@@ -61,6 +62,29 @@ async fn an_external_postgres_may_be_killed_as_well() {
     }
     load.wait_for_accepted(MESSAGES, PATIENCE).await;
     load.finish().await.assert_clean(seed);
+}
+
+/// The proof has teeth: a database that loses what it had committed is found out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_forgets_is_found_out() {
+    let seed = seed();
+    eprintln!("seed {seed}");
+    let mut postgres = Postgres::start().await;
+    let mut gateway = Options::on(postgres.create_database("forgetful")).start().await;
+    let load = Load::start(&gateway.client(), Shape::default(), seed).await;
+    load.wait_for_accepted(50, PATIENCE).await;
+    postgres.stop().await;
+    postgres.back_up();
+    postgres.resume().await;
+    load.wait_for_accepted(100, PATIENCE).await;
+    postgres.kill().await;
+    postgres.forget();
+    postgres.resume().await;
+    gateway.wait_ready().await;
+    load.wait_for_accepted(50, PATIENCE).await;
+    let violations = check(&load.finish().await);
+    let found: BTreeSet<Kind> = violations.iter().map(|violation| violation.kind).collect();
+    assert!(found.contains(&Kind::Lost), "seed {seed}: {violations:?}");
 }
 
 async fn kill_under_load(kills: u64) {

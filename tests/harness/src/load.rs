@@ -3,7 +3,8 @@
 //!
 //! Half of them listen on sockets and half poll; they send over HTTP and over sockets, confirm
 //! singly and in bulk, forget to confirm, and come back after every break. A send that may have
-//! been lost is repeated under its id until it is answered.
+//! been lost is repeated under its id until it is answered. Some messages go to a group of all.
+//! Where callers need tokens, one of them tries all the while to act as the others.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,6 +16,8 @@ use std::{
 };
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
+use reqwest::Method;
+use serde_json::{Value, json};
 use tokio::{
     sync::watch,
     task::JoinSet,
@@ -26,6 +29,7 @@ use crate::{
     client::{Client, Draft, Failure, Frame, InboxMessage, Socket},
     history::{
         Confirm, Confirmed, DeliveryReport, Event, History, Outcome, Recorder, Report, Send, Shown,
+        Trespass,
     },
 };
 
@@ -51,6 +55,8 @@ impl Default for Shape {
 pub struct Load {
     recorder: Recorder,
     clients: Vec<Client>,
+    /// The address of the group of all.
+    group: String,
     senders: JoinSet<()>,
     listeners: JoinSet<()>,
     stop_sending: watch::Sender<bool>,
@@ -74,6 +80,8 @@ struct Tally {
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// How long a long poll waits, in seconds.
 const POLL_WAIT: u64 = 2;
+/// The longest pause between two trespasses.
+const TRESPASS_PAUSE: Duration = Duration::from_millis(100);
 const DRAIN_DEADLINE: Duration = Duration::from_secs(120);
 const TTL: u64 = 3600;
 
@@ -85,9 +93,11 @@ impl Load {
             let name = format!("peer-{number}");
             clients.push(client.register(&name).await.expect("a peer can be registered"));
         }
+        let group = create_group(&clients).await;
         let mut load = Self {
             recorder: Recorder::default(),
             clients,
+            group,
             senders: JoinSet::new(),
             listeners: JoinSet::new(),
             stop_sending: watch::Sender::new(false),
@@ -97,32 +107,43 @@ impl Load {
         for number in 0..shape.peers {
             load.set_to_work(number, shape, seed);
         }
+        if load.clients[0].token().is_some() {
+            load.listeners
+                .spawn(load.worker(0, 3, seed, &load.stop_sending).trespass(load.peers()));
+        }
         load
     }
 
     fn set_to_work(&mut self, number: usize, shape: Shape, seed: u64) {
-        let client = self.clients[number].clone();
-        let others: Vec<String> = self.clients.iter().map(|peer| peer.peer().to_owned()).collect();
-        let worker = |salt: u64, stop: &watch::Sender<bool>| Worker {
-            client: client.clone(),
-            recorder: self.recorder.clone(),
-            tally: self.tally.clone(),
-            rng: StdRng::seed_from_u64(seed ^ (salt << 32) ^ number as u64),
-            stop: stop.subscribe(),
-        };
-        let sender = worker(1, &self.stop_sending);
+        let peers = self.peers();
+        let sender = self.worker(number, 1, seed, &self.stop_sending);
         // One in three sends over a socket, one in two listens on one.
         if number.is_multiple_of(3) {
-            self.senders.spawn(sender.send_by_socket(others, shape));
+            self.senders.spawn(sender.send_by_socket(peers, shape));
         } else {
-            self.senders.spawn(sender.send_by_http(others, shape));
+            self.senders.spawn(sender.send_by_http(peers, shape));
         }
-        let listener = worker(2, &self.stop_listening);
+        let listener = self.worker(number, 2, seed, &self.stop_listening);
         if number.is_multiple_of(2) {
             self.listeners.spawn(listener.listen());
         } else {
             self.listeners.spawn(listener.poll());
         }
+    }
+
+    fn worker(&self, number: usize, task: u64, seed: u64, stop: &watch::Sender<bool>) -> Worker {
+        Worker {
+            client: self.clients[number].clone(),
+            group: self.group.clone(),
+            recorder: self.recorder.clone(),
+            tally: self.tally.clone(),
+            rng: StdRng::seed_from_u64(seed ^ (task << 32) ^ number as u64),
+            stop: stop.subscribe(),
+        }
+    }
+
+    fn peers(&self) -> Vec<String> {
+        self.clients.iter().map(|client| client.peer().to_owned()).collect()
     }
 
     /// How many messages were accepted so far.
@@ -191,6 +212,16 @@ impl Load {
         history.events.splice(..0, talk.events);
         history
     }
+}
+
+async fn create_group(clients: &[Client]) -> String {
+    let members: Vec<&str> = clients[1..].iter().map(Client::peer).collect();
+    let request = clients[0].request(Method::POST, "/v1/groups");
+    let group: Value = clients[0]
+        .call(request.json(&json!({ "name": "everybody", "members": members })))
+        .await
+        .expect("a group can be made");
+    group["address"].as_str().expect("a group has an address").to_owned()
 }
 
 async fn join_all(tasks: &mut JoinSet<()>, deadline: Instant) {
@@ -281,6 +312,7 @@ async fn report(client: &Client, recorder: &Recorder, message: Uuid, deadline: I
 /// One task of one peer.
 struct Worker {
     client: Client,
+    group: String,
     recorder: Recorder,
     tally: Arc<Tally>,
     rng: StdRng,
@@ -288,13 +320,13 @@ struct Worker {
 }
 
 impl Worker {
-    async fn send_by_http(mut self, others: Vec<String>, shape: Shape) {
+    async fn send_by_http(mut self, peers: Vec<String>, shape: Shape) {
         while !*self.stop.borrow() {
-            let draft = self.draft(&others, shape);
+            let draft = self.draft(&peers, shape);
             loop {
                 let invoked = self.recorder.now();
                 let answer = self.client.send(&draft).await;
-                self.record_send(&draft, invoked, answer.as_ref().map(drop));
+                self.record_send(&draft, &peers, invoked, answer.as_ref().map(drop));
                 if answer.is_ok() || self.gives_up(&answer.map(drop)) {
                     break;
                 }
@@ -304,17 +336,17 @@ impl Worker {
         }
     }
 
-    async fn send_by_socket(mut self, others: Vec<String>, shape: Shape) {
+    async fn send_by_socket(mut self, peers: Vec<String>, shape: Shape) {
         let mut socket: Option<Socket> = None;
         while !*self.stop.borrow() {
-            let draft = self.draft(&others, shape);
+            let draft = self.draft(&peers, shape);
             loop {
                 let invoked = self.recorder.now();
                 let answer = self.send_once(&mut socket, &draft).await;
                 if answer.is_err() {
                     socket = None;
                 }
-                self.record_send(&draft, invoked, answer.as_ref().map(drop));
+                self.record_send(&draft, &peers, invoked, answer.as_ref().map(drop));
                 if answer.is_ok() || self.gives_up(&answer) {
                     break;
                 }
@@ -357,8 +389,11 @@ impl Worker {
             .unwrap_or_else(|_| Err(Failure::Unanswered("no answer in time".to_owned())))
     }
 
-    fn draft(&mut self, others: &[String], shape: Shape) -> Draft {
-        let to = &others[self.rng.random_range(0..others.len())];
+    fn draft(&mut self, peers: &[String], shape: Shape) -> Draft {
+        let to = match self.rng.random_bool(0.05) {
+            true => &self.group,
+            false => &peers[self.rng.random_range(0..peers.len())],
+        };
         let message_id = Uuid::from_u64_pair(self.rng.random(), self.rng.random());
         let length = self.rng.random_range(0..=shape.content);
         let content = format!("{message_id} {}", "é".repeat(length / 2));
@@ -373,7 +408,13 @@ impl Worker {
         }
     }
 
-    fn record_send(&self, draft: &Draft, invoked: u64, answer: Result<(), &Failure>) {
+    fn record_send(
+        &self,
+        draft: &Draft,
+        peers: &[String],
+        invoked: u64,
+        answer: Result<(), &Failure>,
+    ) {
         match answer {
             Ok(()) => {
                 self.tally.accepted.fetch_add(1, Ordering::Relaxed);
@@ -391,7 +432,10 @@ impl Worker {
         self.recorder.add(Event::Send(Send {
             sender: self.client.peer().to_owned(),
             message: draft.message_id.expect("every draft of ours is named"),
-            recipients: vec![draft.to.clone()],
+            recipients: match draft.to == self.group {
+                true => peers.iter().filter(|peer| *peer != self.client.peer()).cloned().collect(),
+                false => vec![draft.to.clone()],
+            },
             content: draft.content.clone(),
             min_anonymity: draft.min_anonymity.unwrap_or(0),
             ordered: draft.priority.as_deref() != Some("critical"),
@@ -514,6 +558,45 @@ impl Worker {
         };
         let (peer, outcome) = (self.client.peer(), outcome(&answer));
         self.recorder.add(confirmation(peer, what, invoked, &self.recorder, outcome));
+    }
+
+    /// Tries to act as others, with a token of its own and without any, until told to stop.
+    async fn trespass(mut self, peers: Vec<String>) {
+        while !*self.stop.borrow() {
+            let victim = &peers[self.rng.random_range(1..peers.len())];
+            let stranger = self.client.calling_as(victim, None);
+            let deed = self.rng.random_range(0..5);
+            // The inbox is whose the token is, so only a stranger can ask for another's.
+            let is_known = deed < 3 && self.rng.random_bool(0.5);
+            let caller = if is_known { &self.client } else { &stranger };
+            let (action, request) = match deed {
+                0 => {
+                    let body = json!({ "from": victim, "to": victim, "content": "forged" });
+                    ("send", caller.request(Method::POST, "/v1/messages").json(&body))
+                }
+                1 => {
+                    let path = format!("/api/bitchat/peers/{victim}/status?is_online=false");
+                    ("change presence", caller.request(Method::PUT, &path))
+                }
+                2 => {
+                    let body = json!({ "peer_id": victim, "public_key": "stolen" });
+                    ("register again", caller.request(Method::POST, "/v1/peers").json(&body))
+                }
+                3 => ("read", caller.request(Method::GET, "/v1/inbox")),
+                _ => {
+                    let body = json!({ "up_to": 1_000_000 });
+                    ("confirm", caller.request(Method::POST, "/v1/inbox/ack").json(&body))
+                }
+            };
+            let answer = caller.call::<Value>(request).await;
+            self.recorder.add(Event::Trespass(Trespass {
+                caller: caller.token().map(|_| caller.peer().to_owned()).unwrap_or_default(),
+                claimed: victim.clone(),
+                action: action.to_owned(),
+                outcome: outcome(&answer),
+            }));
+            self.rest(TRESPASS_PAUSE).await;
+        }
     }
 
     fn record_shown(&self, message: InboxMessage, stream: u64, opened: u64) {

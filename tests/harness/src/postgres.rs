@@ -75,6 +75,14 @@ impl Postgres {
         self.url(name)
     }
 
+    /// Runs SQL on the database at `url`, for what no client of a gateway can bring about.
+    pub fn execute(url: &str, sql: &str) {
+        let mut psql = Command::new(find_binaries().join("psql"));
+        psql.args(["--quiet", "--no-psqlrc", "--set=ON_ERROR_STOP=1", "--dbname", url]);
+        let status = psql.args(["--command", sql]).status().expect("psql runs");
+        assert!(status.success(), "psql failed: {status}");
+    }
+
     /// The URL of a database on this server.
     pub fn url(&self, database: &str) -> String {
         format!("postgres:///{database}?host={}&user=gateway", self.socket_dir())
@@ -126,6 +134,32 @@ impl Postgres {
     /// Shuts the server down as an operator would, cutting all connections.
     pub async fn stop(&mut self) {
         self.end(Signal::SIGINT).await;
+    }
+
+    /// Puts the data aside, as a backup; the server must be stopped.
+    ///
+    /// # Panics
+    ///
+    /// If it runs.
+    pub fn back_up(&self) {
+        assert!(self.child.is_none(), "the server runs");
+        Self::copy(&self.data(), &self.folder.path().join("backup"));
+    }
+
+    /// Puts the backup in place of the data, as if everything since had never been committed.
+    ///
+    /// # Panics
+    ///
+    /// If the server runs.
+    pub fn forget(&self) {
+        assert!(self.child.is_none(), "the server runs");
+        fs::remove_dir_all(self.data()).expect("the data is ours");
+        Self::copy(&self.folder.path().join("backup"), &self.data());
+    }
+
+    fn copy(from: &Path, to: &Path) {
+        let status = Command::new("cp").arg("-a").args([from, to]).status().expect("cp runs");
+        assert!(status.success(), "cp failed: {status}");
     }
 
     /// Kills the server without warning.

@@ -389,11 +389,15 @@ fn binary() -> &'static Path {
 }
 
 /// Cargo builds no program for the tests of another package, so we ask it to, once for each
-/// process. It does nothing if the program is fresh, and other processes wait for its lock.
+/// process, unless the program is newer than its sources. Other processes wait for its lock.
 fn build() -> PathBuf {
     let test = env::current_exe().expect("a process knows its program");
     let folder =
         test.parent().and_then(Path::parent).expect("tests are built in target/<profile>/deps");
+    let program = folder.join("fieldpost");
+    if is_fresh(&program) {
+        return program;
+    }
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["build", "--quiet", "-p", "fieldpost-gateway", "--bin", "fieldpost"]);
     cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
@@ -403,5 +407,16 @@ fn build() -> PathBuf {
     }
     let status = cargo.status().expect("cargo runs");
     assert!(status.success(), "the gateway does not build: {status}");
-    folder.join("fieldpost")
+    program
+}
+
+/// Cargo notes beside a program which files it was made from.
+fn is_fresh(program: &Path) -> bool {
+    let changed = |path: &Path| fs::metadata(path).and_then(|file| file.modified()).ok();
+    let note = fs::read_to_string(program.with_extension("d")).unwrap_or_default();
+    let (Some(built), Some((_, sources))) = (changed(program), note.split_once(": ")) else {
+        return false;
+    };
+    let mut sources = sources.split_whitespace();
+    sources.all(|source| changed(Path::new(source)).is_some_and(|changed| changed <= built))
 }
