@@ -23,31 +23,32 @@ mod contacts;
 mod content;
 mod delivery;
 mod federation;
+pub mod files;
+pub mod groups;
 pub mod identity;
 mod inbox;
 mod messages;
 mod mirrored;
 mod outbox;
 mod partitions;
-pub mod files;
-pub mod groups;
 mod peers;
 mod presence;
 pub mod quota;
 pub mod schema;
 mod words;
 
+pub use access::{MAX_INVITES, MAX_TICKETS, NONCE_LIFETIME, Renewed, TICKET_LIFETIME, TokenHolder};
 pub use bus::{Wake, Wakes};
 pub use federation::{OwedReceipt, QueueDepths};
 pub use groups::{FanOut, GroupTraffic};
-pub use access::{MAX_INVITES, MAX_TICKETS, NONCE_LIFETIME, Renewed, TICKET_LIFETIME, TokenHolder};
+pub use messages::{Page, conversation, status_of};
+pub use mirrored::Traffic;
 pub use peers::{
-    Admission, MAX_LISTED, NewPeer, Peer, PeerDefaults, PeerSettings, PeerStats, Registered, ShownTo,
+    Admission, MAX_LISTED, NewPeer, Peer, PeerDefaults, PeerSettings, PeerStats, Registered,
+    ShownTo,
 };
 pub use presence::{LEASE, Presence};
 pub use quota::{Full, Quotas};
-pub use mirrored::Traffic;
-pub use messages::{Page, conversation, status_of};
 
 /// What the gateway keeps, in Postgres.
 ///
@@ -69,6 +70,7 @@ pub struct Store {
     tokens: Arc<access::Tokens>,
     known_peers: Arc<peers::KnownPeers>,
     counters: Arc<peers::Counters>,
+    counted: Arc<mirrored::Counted>,
     open_sockets: Arc<presence::OpenSockets>,
 }
 
@@ -80,11 +82,19 @@ impl Store {
 
     /// A store over `pool`; nothing is read yet.
     pub fn new(pool: PgPool, clock: Clock, master_key: MasterKey) -> Self {
-        Self { pool, clock, master_key: Arc::new(master_key), identity: Arc::default(), open_keys: Arc::default(), last_accepted: Arc::default(), contacts: Arc::default(),
+        Self {
+            pool,
+            clock,
+            master_key: Arc::new(master_key),
+            identity: Arc::default(),
+            open_keys: Arc::default(),
+            last_accepted: Arc::default(),
+            contacts: Arc::default(),
             announces: false,
             tokens: Arc::default(),
             known_peers: Arc::default(),
             counters: Arc::default(),
+            counted: Arc::default(),
             open_sockets: Arc::default(),
         }
     }

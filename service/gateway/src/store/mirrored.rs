@@ -1,9 +1,13 @@
 //! What only the mirrored surfaces ask: they know no positions, name no callers, and count all.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use fieldpost_delivery::{Record, Time};
 use fieldpost_envelope::{GroupId, MessageId, MessageStatus, PeerId};
+use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use crate::store::{Store, inbox::is_division_by_zero, words};
@@ -185,10 +189,17 @@ impl Store {
         first.map(|peer| words::parse(&peer)).transpose()
     }
 
-    /// What all peers of this gateway have sent and been sent, and what waits.
+    /// What all peers of this gateway have sent and been sent, and what waits. Where counting takes
+    /// long, it may be a count of some time ago.
     pub async fn traffic(&self) -> sqlx::Result<Traffic> {
         let (_steady, sent, received) = self.counters.steady_total().await;
-        let written = sqlx::query_as!(
+        let written = self.counted.traffic.get(|| self.clock.instant(), self.written_traffic());
+        let written = written.await?;
+        Ok(Traffic { sent: written.sent + sent, received: written.received + received, ..written })
+    }
+
+    async fn written_traffic(&self) -> sqlx::Result<Traffic> {
+        sqlx::query_as!(
             Traffic,
             r#"
             select
@@ -200,11 +211,80 @@ impl Store {
             "#,
         )
         .fetch_one(&self.pool)
-        .await?;
-        Ok(Traffic {
-            sent: written.sent + sent,
-            received: written.received + received,
-            ..written
-        })
+        .await
+    }
+
+    /// How many messages are kept, and how many of them came in the last 24 h. Where counting takes
+    /// long, it may be a count of some time ago.
+    pub async fn messages_kept(&self, now: Time) -> sqlx::Result<(i64, i64)> {
+        self.counted.messages.get(|| self.clock.instant(), self.message_counts(now)).await
+    }
+}
+
+/// What was counted lately.
+#[derive(Debug, Default)]
+pub(super) struct Counted {
+    traffic: Costly<Traffic>,
+    messages: Costly<(i64, i64)>,
+}
+
+/// What this takes to count costs nobody much.
+const CHEAP: Duration = Duration::from_millis(50);
+/// What takes longer is counted for so small a part of the time, whoever asks how often.
+const PART: u32 = 20;
+
+/// A count whose cost grows with the tables; one at a time, and not all the time.
+#[derive(Debug)]
+struct Costly<T>(Mutex<Option<(T, Instant)>>);
+
+impl<T> Default for Costly<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T: Copy> Costly<T> {
+    async fn get(
+        &self,
+        now: impl Fn() -> Instant,
+        count: impl Future<Output = sqlx::Result<T>>,
+    ) -> sqlx::Result<T> {
+        let mut last = self.0.lock().await;
+        let began = now();
+        if let Some((counted, good_until)) = *last
+            && began < good_until
+        {
+            return Ok(counted);
+        }
+        let counted = count.await?;
+        let took = now().saturating_duration_since(began);
+        *last = (took > CHEAP).then(|| (counted, began + took * PART));
+        Ok(counted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_cheap_is_counted_each_time_and_what_is_not_rests() {
+        let clock = Cell::new(Instant::from(tokio::time::Instant::now()));
+        let costs = Cell::new(CHEAP);
+        let costly = Costly::default();
+        let ask = async |answer: i64| {
+            let count = async {
+                clock.set(clock.get() + costs.get());
+                Ok(answer)
+            };
+            costly.get(|| clock.get(), count).await.unwrap()
+        };
+        assert_eq!((ask(1).await, ask(2).await), (1, 2));
+        costs.set(CHEAP * 2);
+        assert_eq!((ask(3).await, ask(4).await), (3, 3));
+        clock.set(clock.get() + CHEAP * 2 * PART);
+        assert_eq!(ask(5).await, 5);
     }
 }

@@ -304,7 +304,7 @@ pub(super) struct BetanetRegister {
     #[serde(default)]
     capabilities: BetanetCapabilities,
     /// Where the gateway admits newcomers by invite: the invite.
-    #[schema(max_length = 200)]
+    #[schema(max_length = 200, pattern = r"^[^\u0000]*$")]
     invite: Option<String>,
 }
 
@@ -335,7 +335,8 @@ impl BetanetRegister {
             },
             online_until: None,
         };
-        Ok((newcomer, self.capabilities.can_relay, self.invite))
+        let invite = self.invite.map(|text| fields::text("invite", text, 0, 200)).transpose()?;
+        Ok((newcomer, self.capabilities.can_relay, invite))
     }
 }
 

@@ -69,7 +69,8 @@ pub(super) async fn register(
     address: ClientAddress,
     LenientJson(request): LenientJson<BitchatRegisterPeer>,
 ) -> Result<(StatusCode, axum::Json<BitchatRegisteredPeer>), ApiError> {
-    let invite = request.invite.clone();
+    let invite =
+        request.invite.clone().map(|text| fields::text("invite", text, 0, 200)).transpose()?;
     let newcomer = request.into_new_peer(&gateway)?;
     let (peer, token) =
         register_peer(&gateway, &caller, address, &newcomer, invite.as_deref()).await?;
@@ -209,7 +210,7 @@ pub(super) struct BitchatRegisterPeer {
     #[schema(max_length = 100, pattern = r"^[^\u0000]*$", example = "Alice")]
     display_name: Option<String>,
     /// Where the gateway admits newcomers by invite: the invite.
-    #[schema(max_length = 200)]
+    #[schema(max_length = 200, pattern = r"^[^\u0000]*$")]
     invite: Option<String>,
 }
 

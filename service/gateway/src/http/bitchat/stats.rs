@@ -38,7 +38,7 @@ pub(super) async fn stats(
 ) -> Result<axum::Json<BitchatStats>, ApiError> {
     super::viewer(&caller)?;
     let peers = gateway.store.peer_stats().await?;
-    let (total_messages, messages_24h) = gateway.store.message_counts(gateway.clock.now()).await?;
+    let (total_messages, messages_24h) = gateway.store.messages_kept(gateway.clock.now()).await?;
     Ok(axum::Json(BitchatStats {
         total_peers: peers.total,
         online_peers: peers.online,
