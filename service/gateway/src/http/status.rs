@@ -238,7 +238,7 @@ pub struct RouteQuery {
     #[param(
         min_length = 1,
         max_length = 181,
-        pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(@[a-z2-7]{52})?$",
+        pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(@[a-z2-7]{51}[aq])?$",
         example = "bob"
     )]
     to: String,
