@@ -424,7 +424,7 @@ async def tell(base: str) -> int:
         try:
             await story(base)
             verdict = "ok"
-        except Exception:  # noqa: BLE001: one failed story must not hide the others
+        except Exception:  # noqa: BLE001 - one failed story must not hide the others
             failed += 1
             verdict = "FAILED\n" + traceback.format_exc()
         print(f"{name.replace('_', ' ')} ({time.monotonic() - began:.1f} s): {verdict}", flush=True)

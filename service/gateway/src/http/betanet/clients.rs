@@ -13,7 +13,7 @@ use fieldpost_delivery::{Confirm, Content, InboxEntry, Store as _, Wishes};
 use fieldpost_envelope::{AnonymityLevel, PeerAddress, PeerId, Priority, Recipient};
 use serde::{Deserialize, Serialize};
 use utoipa::{
-    PartialSchema, ToSchema,
+    ToSchema,
     openapi::{ObjectBuilder, RefOr, Schema, Type},
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -409,7 +409,7 @@ pub(super) struct BetanetHop(String);
 /// The original's numbers, which leave out 2.
 pub(super) struct BetanetPriority;
 
-impl PartialSchema for BetanetPriority {
+impl utoipa::PartialSchema for BetanetPriority {
     fn schema() -> RefOr<Schema> {
         ObjectBuilder::new()
             .schema_type(Type::Integer)

@@ -3,7 +3,7 @@
 use axum::{extract::State, http::StatusCode};
 use serde::{Deserialize, Serialize};
 use utoipa::{
-    PartialSchema, ToSchema,
+    ToSchema,
     openapi::{Ref, RefOr, Schema, schema::AnyOfBuilder},
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -192,7 +192,7 @@ pub(super) struct BetanetUpdateNode {
     status: Option<String>,
 }
 
-impl PartialSchema for BetanetUpdateNode {
+impl utoipa::PartialSchema for BetanetUpdateNode {
     fn schema() -> RefOr<Schema> {
         AnyOfBuilder::new()
             .item(Ref::from_schema_name(BetanetRename::name()))
@@ -205,10 +205,14 @@ impl PartialSchema for BetanetUpdateNode {
 
 impl ToSchema for BetanetUpdateNode {
     fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
-        schemas.push((BetanetRename::name().into_owned(), BetanetRename::schema()));
-        schemas.push((BetanetMove::name().into_owned(), BetanetMove::schema()));
-        schemas.push((BetanetMark::name().into_owned(), BetanetMark::schema()));
+        schemas.push(named::<BetanetRename>());
+        schemas.push(named::<BetanetMove>());
+        schemas.push(named::<BetanetMark>());
     }
+}
+
+fn named<T: ToSchema>() -> (String, RefOr<Schema>) {
+    (T::name().into_owned(), T::schema())
 }
 
 /// Another name, and whatever else.
