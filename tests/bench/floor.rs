@@ -4,10 +4,11 @@ use std::{
     fs::File,
     io::{Seek, SeekFrom, Write},
     process::Command,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use harness::Postgres;
+use tokio::time::Instant;
 
 use crate::{
     measure::{Measured, milliseconds},

@@ -48,7 +48,6 @@ impl Table {
     }
 
     /// Prints everything, aligned, to standard output.
-    #[expect(clippy::print_stdout, reason = "the table is what the program is for")]
     pub(crate) fn print(&self) {
         println!(
             "\n| what | measured | ratio | target | reached | beside |\n|---|---|---|---|---|---|"

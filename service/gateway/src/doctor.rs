@@ -114,11 +114,7 @@ fn report(findings: &[Finding], healthy: bool) -> String {
     lines.push_str(&if healthy {
         format!("\nnothing failed, {} to look at\n", count(Verdict::Warning))
     } else {
-        format!(
-            "\n{} failed, {} to look at\n",
-            count(Verdict::Failure),
-            count(Verdict::Warning)
-        )
+        format!("\n{} failed, {} to look at\n", count(Verdict::Failure), count(Verdict::Warning))
     });
     lines
 }
@@ -132,20 +128,12 @@ impl Finding {
         Self { name, verdict: Verdict::Info, detail: detail.into(), advice: None }
     }
 
-    fn warning(
-        name: &'static str,
-        detail: impl Into<String>,
-        advice: impl Into<String>,
-    ) -> Self {
+    fn warning(name: &'static str, detail: impl Into<String>, advice: impl Into<String>) -> Self {
         let advice = Some(advice.into());
         Self { name, verdict: Verdict::Warning, detail: detail.into(), advice }
     }
 
-    fn failure(
-        name: &'static str,
-        detail: impl Into<String>,
-        advice: impl Into<String>,
-    ) -> Self {
+    fn failure(name: &'static str, detail: impl Into<String>, advice: impl Into<String>) -> Self {
         let advice = Some(advice.into());
         Self { name, verdict: Verdict::Failure, detail: detail.into(), advice }
     }

@@ -15,7 +15,7 @@ use tower_http::{cors::CorsLayer, set_header::SetResponseHeaderLayer};
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::{Gateway, readiness, http::error::ApiError};
+use crate::{Gateway, http::error::ApiError, readiness};
 
 pub mod betanet;
 pub mod bitchat;
@@ -99,9 +99,12 @@ pub fn admin_router(gateway: &Gateway, metrics: PrometheusHandle) -> Router {
     Router::new()
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
-        .route("/metrics", get(move |State(gateway): State<Gateway>| async move {
-            health::metrics(&gateway, &metrics)
-        }))
+        .route(
+            "/metrics",
+            get(move |State(gateway): State<Gateway>| async move {
+                health::metrics(&gateway, &metrics)
+            }),
+        )
         .fallback(nothing_here)
         .method_not_allowed_fallback(other_method)
         .layer(middleware::from_fn(error::as_problem))
@@ -112,15 +115,18 @@ pub fn admin_router(gateway: &Gateway, metrics: PrometheusHandle) -> Router {
 async fn when_ready(State(gateway): State<Gateway>, request: Request, next: Next) -> Response {
     match gateway.readiness.state() {
         readiness::State::Ready => next.run(request).await,
-        readiness::State::Waiting { .. } => {
-            ApiError::unavailable("the gateway waits for its database; nothing was changed, try again")
-                .into_response()
-        }
+        readiness::State::Waiting { .. } => ApiError::unavailable(
+            "the gateway waits for its database; nothing was changed, try again",
+        )
+        .into_response(),
     }
 }
 
 async fn nothing_here(request: Request) -> ApiError {
-    ApiError::not_found(format!("there is nothing at {}; /docs lists what there is", request.uri().path()))
+    ApiError::not_found(format!(
+        "there is nothing at {}; /docs lists what there is",
+        request.uri().path()
+    ))
 }
 
 async fn other_method(request: Request) -> ApiError {

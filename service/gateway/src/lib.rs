@@ -5,8 +5,8 @@
 
 pub mod accept;
 pub mod admin;
-pub mod client;
 pub mod bus;
+pub mod client;
 pub mod clock;
 pub mod config;
 pub mod database;

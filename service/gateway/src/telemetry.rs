@@ -70,9 +70,8 @@ impl Telemetry {
     pub async fn shutdown(self) {
         let Some(provider) = self.traces else { return };
         // It waits on the runtime, so it must not hold one of its threads.
-        let flushed = tokio::task::spawn_blocking(move || {
-            provider.shutdown_with_timeout(EXPORT_TIMEOUT)
-        });
+        let flushed =
+            tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(EXPORT_TIMEOUT));
         match tokio::time::timeout(2 * EXPORT_TIMEOUT, flushed).await {
             Ok(Ok(Ok(()))) => {}
             Ok(Ok(Err(error))) => tracing::warn!(%error, "the last traces were not exported"),
@@ -95,7 +94,11 @@ fn exporter(endpoint: &str) -> anyhow::Result<SdkTracerProvider> {
         .with_http_client(client)
         .with_timeout(EXPORT_TIMEOUT)
         .build()
-        .with_context(|| format!("--otlp-endpoint {endpoint} cannot be used: write for example http://127.0.0.1:4318"))?;
+        .with_context(|| {
+            format!(
+                "--otlp-endpoint {endpoint} cannot be used: write for example http://127.0.0.1:4318"
+            )
+        })?;
     let processor = BatchSpanProcessor::builder(exporter, Tokio)
         .with_batch_config(BatchConfigBuilder::default().with_max_queue_size(QUEUED_SPANS).build())
         .build();

@@ -576,8 +576,14 @@ impl<S: Store> Run<'_, S> {
         Ok(())
     }
 
+    /// What was owed and never offered; that a message is stored interests nobody once it is over.
     pub(super) fn unmet_needs(&self) -> Option<String> {
-        let came = self.came.iter().find(|came| !came.needs.is_empty())?;
+        let is_owed = |came: &&Came| {
+            let lapses =
+                |need: &ReceiptKind| *need == ReceiptKind::Stored && came.is_over(self.now);
+            came.needs.iter().any(|need| !lapses(need))
+        };
+        let came = self.came.iter().find(is_owed)?;
         Some(format!("{:?} for {} were never offered", came.needs, came.message.id))
     }
 

@@ -130,7 +130,7 @@ pub(super) async fn list(
     path = "/v1/peers/{peer_id}",
     operation_id = "getPeer",
     tag = "peers",
-    params(PeerPath),
+    params(("peer_id" = String, Path, description = "The name", min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$", example = "alice")),
     responses(
         (status = 200, description = "The peer", body = PeerInfo, example = json!({
             "peer_id": "alice",
@@ -162,7 +162,7 @@ pub(super) async fn show(
     path = "/v1/peers/{peer_id}",
     operation_id = "updatePeer",
     tag = "peers",
-    params(PeerPath),
+    params(("peer_id" = String, Path, description = "The name", min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$", example = "alice")),
     request_body = UpdatePeer,
     responses(
         (status = 200, description = "The peer as it is now", body = PeerInfo, example = json!({
@@ -201,7 +201,7 @@ pub(super) async fn update(
     operation_id = "createRenewalNonce",
     tag = "peers",
     security(()),
-    params(PeerPath),
+    params(("peer_id" = String, Path, description = "The name", min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$", example = "alice")),
     responses(
         (status = 200, description = "What is to be signed", body = RenewalNonce, example = json!({
             "nonce": "AQ5m0RZc1YB5yWc2eQm4yXb8oD0M7t1m9zvJ8H3sN2kL4pQ6rT8vX0zB2dF4hJ6kM8",
@@ -236,7 +236,7 @@ pub(super) async fn renewal_nonce(
     operation_id = "renewToken",
     tag = "peers",
     security(()),
-    params(PeerPath),
+    params(("peer_id" = String, Path, description = "The name", min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$", example = "alice")),
     request_body = RenewToken,
     responses(
         (status = 200, description = "The new token", body = RenewedToken, example = json!({
@@ -707,21 +707,6 @@ pub struct PeerFilter {
     /// Only those of whom the caller may see that they are online.
     #[param(default = false)]
     online: Option<bool>,
-}
-
-/// Which peer.
-#[derive(utoipa::IntoParams)]
-#[into_params(parameter_in = Path)]
-#[expect(dead_code, reason = "documents the path; handlers parse the name themselves")]
-struct PeerPath {
-    /// The name.
-    #[param(
-        min_length = 1,
-        max_length = 128,
-        pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$",
-        example = "alice"
-    )]
-    peer_id: String,
 }
 
 /// What is to be signed for a renewal.

@@ -282,8 +282,7 @@ struct Session<'a> {
     showing: Option<BoxFuture<'a, sqlx::Result<Vec<InboxEntry>>>>,
     confirming: Option<BoxFuture<'a, (Confirmations, sqlx::Result<Vec<Settled>>)>>,
     waiting: Confirmations,
-    sends:
-        FuturesUnordered<BoxFuture<'a, (Option<serde_json::Value>, Result<Submitted, ApiError>)>>,
+    sends: FuturesUnordered<BoxFuture<'a, Sent>>,
     paused_until: Option<Instant>,
     last_heard: Instant,
     malformed: u32,

@@ -41,6 +41,7 @@ impl Awaited {
     /// # Errors
     ///
     /// Nobody waits for it.
+    #[expect(clippy::result_large_err, reason = "it is the argument that comes back")]
     pub fn hand(&self, heard: Heard) -> Result<(), Heard> {
         let waiting = self.lock().get(&heard.receipt.envelope).cloned();
         match waiting {

@@ -618,7 +618,8 @@ pub(super) fn associated_data(id: Uuid, sender: &str) -> Vec<u8> {
 }
 
 fn is_local(recipient: &str) -> bool {
-    recipient.parse::<PeerId>().is_ok_and(|peer| !peer.is_phone())
+    !recipient.starts_with("transport:")
+        && recipient.parse::<PeerId>().is_ok_and(|peer| !peer.is_phone())
 }
 
 async fn locate(
