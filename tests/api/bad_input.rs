@@ -274,6 +274,8 @@ fn bad_texts() -> Vec<String> {
     .map(str::to_owned)
     .into();
     texts.extend([
+        // A cursor of a time that Postgres does not know.
+        "0".repeat(32),
         Uuid::new_v4().to_string(),
         Uuid::new_v4().simple().to_string(),
         Uuid::nil().to_string(),
