@@ -104,7 +104,10 @@ async fn random_mixtures_are_answered() {
     let requests = (0..setting("CASES", 1000)).map(|_| {
         let route = stage.routes.choose(&mut rng).expect("there are routes");
         let texts: Vec<_> = (route.parameters.iter())
-            .filter_map(|parameter| rng.random_bool(0.3).then(|| (parameter, noise(&mut rng))))
+            .filter_map(|parameter| match rng.random_bool(0.3) {
+                true => Some((parameter, noise(&mut rng))),
+                false => None,
+            })
             .collect();
         let texts: Vec<_> = texts.iter().map(|(name, text)| (*name, text)).collect();
         let values = bad_values();
@@ -650,7 +653,7 @@ fn find_fields(document: &Value, schema: &Value, at: &[String], fields: &mut Vec
         }
     }
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {
-        let place = [at, &[name.clone()]].concat();
+        let place = [at, std::slice::from_ref(name)].concat();
         if place.len() < 2 {
             find_fields(document, field, &place, fields);
         }
