@@ -449,7 +449,7 @@ pub trait Store {
     /// Records what an attempt came to and what follows from it. Ignored when the delivery has
     /// ended meanwhile, or the recipient's gateway has it, but for the attempt itself and the
     /// envelope. An attempt is known by transport and start; recorded again, it gets its new result.
-    /// What a claim comes to that was overtaken by a newer one makes nothing wait.
+    /// A claim that was overtaken by a newer one does not give that one up.
     async fn record(
         &self,
         now: Time,

@@ -672,8 +672,9 @@ impl<S: Store> Run<'_, S> {
                 }
                 Next::Wait { .. } => {
                     owed.is_pending_again(is_newest);
+                    owed.due = None;
                     if is_newest {
-                        (owed.due, owed.may_be_due) = (None, None);
+                        owed.may_be_due = None;
                     }
                 }
                 Next::End { status, .. } => {
@@ -794,13 +795,16 @@ impl<S: Store> Run<'_, S> {
                 continue;
             }
             most += 1;
-            // Those that back off may be tried sooner.
-            if !owed.open_claims.contains(&owed.claims) || owed.may_be_due.is_none() {
-                owed.may_be_due = Some(owed.may_be_due.map_or(self.now, |due| due.min(self.now)));
-            }
-            if owed.due.is_none() {
+            // What an overtaken claim gave up may be waiting, or due when the newer claim ends.
+            if owed.due.is_none() && owed.may_be_due.is_none() {
                 least += 1;
                 owed.due = Some(self.now);
+            }
+            // Those that back off may be tried sooner.
+            if !owed.open_claims.contains(&owed.claims)
+                || owed.due.is_none_or(|due| due <= self.now)
+            {
+                owed.may_be_due = Some(owed.may_be_due.map_or(self.now, |due| due.min(self.now)));
             }
         }
         let fits = (least..=most).contains(&woken);
@@ -859,9 +863,17 @@ impl<S: Store> Run<'_, S> {
             let (says, is) = (delivery.status, owed.status);
             let fits = owed.may_say(says, self.now);
             ensure!(self, fits, LOST, "{id} for {recipient} is said to be {says}, it is {is}");
+            // What a receipt told may stand beside the attempts, with the time of the receipt.
+            let is_attempt = |attempt: &&Attempt| {
+                let by_receipt =
+                    matches!(attempt.result, AttemptResult::Stored | AttemptResult::Refused);
+                let name = (attempt.started_at, attempt.transport.clone());
+                owed.attempts.contains_key(&name) || owed.envelopes.is_empty() || !by_receipt
+            };
             let tried: BTreeSet<_> = delivery
                 .attempts
                 .iter()
+                .filter(is_attempt)
                 .map(|attempt| (attempt.started_at, attempt.transport.clone()))
                 .collect();
             let expected: BTreeSet<_> = match owed.target {
