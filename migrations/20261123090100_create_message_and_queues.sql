@@ -112,14 +112,14 @@ create index outbox_target_next_attempt_at on outbox (target, next_attempt_at);
 create index outbox_lane on outbox (sender, recipient, level, lane_seq);
 create index outbox_expires_at on outbox (expires_at);
 
--- Every form in which a delivery has left: a receipt names the envelope, not the message.
+-- Every form in which a delivery may have left: a receipt names the envelope, not the message.
 create table envelope (
     digest      bytea       primary key,
     message_id  uuid        not null,
     sender      text        not null,
     recipient   text        not null,
     accepted_at timestamptz not null,
-    -- The transports that took charge of it, oldest first.
+    -- The transport that it was first meant for.
     transport   text        not null,
     -- What its receipts, and the answers to these, must not go below.
     level       smallint    not null

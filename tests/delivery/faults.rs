@@ -10,6 +10,7 @@ use harness::{
     history::{Confirm, Confirmed, DeliveryReport, Event, Outcome, Report, Send, Shown},
     seed,
 };
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -48,6 +49,39 @@ async fn loss_delay_and_copies_break_no_promise() {
         }
     }
     assert!(network.lost() > 0, "the network lost nothing");
+    recorder.finish(true).assert_clean(seed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn crashes_on_both_sides_lose_and_double_nothing() {
+    let seed = seed();
+    eprintln!("seed {seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let network = MemoryNetwork::new(seed);
+    let ([mut a, mut b], alice, bob) = pair_on(&network, &[QUICK]).await;
+    let faults = Faults { duplication: 0.2, delay: (Duration::ZERO, MOMENT), ..Faults::NONE };
+    network.set_faults(a.id(), b.id(), faults);
+    let recorder = Recorder::default();
+    let mut talk = Talk {
+        recorder: recorder.clone(),
+        sender: a.address("alice"),
+        recipient: b.address("bob"),
+        client: alice,
+    };
+    let mut sent = Vec::new();
+    for round in 0..4 {
+        sent.extend(talk.send(COUNT / 2).await);
+        // Somewhere between the first send and the last receipt.
+        tokio::time::sleep(rng.random_range(Duration::ZERO..4 * MOMENT)).await;
+        let crashed = if round % 2 == 0 { &mut a } else { &mut b };
+        crashed.crash();
+        crashed.resume().await;
+        talk.client = a.client_of(&talk.client);
+    }
+    listen(&recorder, &b, &b.client_of(&bob), sent.len()).await;
+    for id in sent {
+        talk.report_when_confirmed(id).await;
+    }
     recorder.finish(true).assert_clean(seed);
 }
 
@@ -169,6 +203,8 @@ async fn a_gateway_that_is_silent_holds_up_no_other() {
 
 /// Messages in each direction.
 const COUNT: usize = 20;
+/// About as long as a hop with a delay takes.
+const MOMENT: Duration = Duration::from_millis(60);
 
 /// One lane, and what its sender writes down.
 struct Talk {

@@ -104,6 +104,17 @@ impl Node {
         self.running.take().expect("the gateway runs").stop().await;
     }
 
+    /// Cuts it off in the middle of whatever it does, as far as that goes within one process: its
+    /// work is dropped where it stands, and nothing is put in order. Its port stays taken.
+    ///
+    /// # Panics
+    ///
+    /// If it does not run.
+    pub fn crash(&mut self) {
+        self.transports.clear();
+        drop(self.running.take().expect("the gateway runs"));
+    }
+
     /// Its name among gateways.
     pub fn id(&self) -> GatewayId {
         self.id

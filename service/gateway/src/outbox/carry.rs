@@ -44,6 +44,12 @@ pub(super) async fn carry(outbox: &Outbox, claim: Claim) {
     let digest = envelope.digest();
     let mut waiting = outbox.awaited.wait_for(digest);
     let plan = outbox.plan_delivery(&claim);
+    if let Some(first) = plan.places.first() {
+        let store = &outbox.gateway.store;
+        if let Err(error) = store.envelope_leaves(&claim, &digest, &first.transport).await {
+            return tracing::warn!(%error, "a claimed delivery could not set out");
+        }
+    }
     let dispatch = Dispatch::new(&claim, plan, &outbox.rules, &mut *outbox.rng());
     let mut journey = Journey {
         outbox,

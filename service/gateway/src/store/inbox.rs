@@ -470,6 +470,8 @@ impl Store {
         }
         if fresh {
             self.insert_inbound_message(&mut transaction, inbound, at).await?;
+        } else {
+            renew_receipts(&mut transaction, now, inbound).await?;
         }
         let visible = match &mut lane {
             None => {
@@ -741,6 +743,38 @@ async fn insert_inbound(
     .execute(connection)
     .await?;
     Ok(inserted.rows_affected() == 1)
+}
+
+/// Another copy has come: the sender may never have recorded the envelope of the one before, and it
+/// has not heard how the message fared.
+async fn renew_receipts(
+    connection: &mut PgConnection,
+    now: Time,
+    inbound: &Inbound,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"
+        with renewed as (
+            update inbound set digest = $4
+            where message_id = $1 and sender = $2 and recipient = $3
+            returning accepted_at, gateway, level
+        )
+        insert into receipt (digest, kind, gateway, at, level, next_attempt_at, expires_at)
+        select $4, d.status, r.gateway, d.at, r.level, $5::timestamptz, $5 + interval '30 days'
+        from renewed r join delivery d on d.accepted_at = r.accepted_at
+        where d.message_id = $1 and d.sender = $2 and d.recipient = $3
+          and d.status in ('delivered', 'read') and r.gateway <> ''
+        on conflict (digest, kind) do update set next_attempt_at = excluded.next_attempt_at
+        "#,
+        inbound.message.id.0,
+        inbound.message.sender.to_string(),
+        inbound.recipient.as_str(),
+        inbound.envelope.as_slice(),
+        now,
+    )
+    .execute(connection)
+    .await
+    .map(drop)
 }
 
 async fn insert_visible(

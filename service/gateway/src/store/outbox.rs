@@ -90,6 +90,19 @@ impl Store {
         Ok(claims)
     }
 
+    /// An envelope of a claimed delivery is about to leave, over `transport` first. From then on
+    /// receipts for it are understood, even if this process never records that it left.
+    pub async fn envelope_leaves(
+        &self,
+        claim: &Claim,
+        digest: &[u8; 32],
+        transport: &str,
+    ) -> sqlx::Result<()> {
+        let level = words::level_number(claim.message.min_anonymity);
+        let mut connection = self.pool.acquire().await?;
+        Delivery::of(claim).insert_envelope(&mut connection, digest, transport, level).await
+    }
+
     /// Records an attempt and what follows; see [`fieldpost_delivery::Store::record`].
     pub(super) async fn record_attempts(
         &self,
@@ -98,12 +111,7 @@ impl Store {
         attempts: &[Attempt],
         next: &Next,
     ) -> sqlx::Result<Option<Settled>> {
-        let delivery = Delivery {
-            message_id: claim.message.id.0,
-            sender: claim.message.sender.to_string(),
-            recipient: claim.target.recipient(),
-            accepted_at: claim.accepted_at,
-        };
+        let delivery = Delivery::of(claim);
         let mut transaction = self.pool.begin().await?;
         for attempt in attempts {
             delivery.insert_attempt(&mut transaction, attempt).await?;
@@ -179,7 +187,7 @@ impl Store {
         let settled = match effect(standing, &to, receipt) {
             None => None,
             Some(Effect::Stored) => {
-                delivery.stored(&mut transaction, at).await?;
+                delivery.stored(&mut transaction, at, receipt.envelope.as_slice()).await?;
                 None
             }
             Some(Effect::Ends { status, reason }) => {
@@ -322,6 +330,15 @@ struct Delivery {
 }
 
 impl Delivery {
+    fn of(claim: &Claim) -> Self {
+        Self {
+            message_id: claim.message.id.0,
+            sender: claim.message.sender.to_string(),
+            recipient: claim.target.recipient(),
+            accepted_at: claim.accepted_at,
+        }
+    }
+
     /// Where it stands, locked if it is still owed.
     async fn standing(&self, connection: &mut PgConnection) -> sqlx::Result<Option<Standing>> {
         let stage = sqlx::query_scalar!(
@@ -389,7 +406,12 @@ impl Delivery {
     }
 
     /// The recipient's gateway has it: retries end, the wait for `delivered` goes on.
-    async fn stored(&self, connection: &mut PgConnection, at: Time) -> sqlx::Result<()> {
+    async fn stored(
+        &self,
+        connection: &mut PgConnection,
+        at: Time,
+        digest: &[u8],
+    ) -> sqlx::Result<()> {
         let changed = sqlx::query!(
             r#"
             update outbox
@@ -406,17 +428,24 @@ impl Delivery {
         if changed == 0 {
             return Ok(());
         }
+        // A process that died may have sent it without recording the attempt.
         let transport = sqlx::query_scalar!(
             r#"
-            select transport from attempt
-            where accepted_at = $4 and message_id = $1 and sender = $2 and recipient = $3
-              and result = 'sent'
+            select transport as "transport!" from (
+                (select transport, started_at from attempt
+                 where accepted_at = $4 and message_id = $1 and sender = $2 and recipient = $3
+                   and result = 'sent'
+                 order by started_at desc limit 1)
+                union all
+                select transport, '-infinity' from envelope where digest = $5
+            ) as known
             order by started_at desc limit 1
             "#,
             self.message_id,
             self.sender,
             self.recipient,
             self.accepted_at,
+            digest,
         )
         .fetch_optional(&mut *connection)
         .await?;
