@@ -306,7 +306,11 @@ impl World {
 
     fn set_out(&mut self, gateway: usize, claim: Claim) {
         let Target::Remote(address) = &claim.target else { panic!("only peers elsewhere") };
-        let to = self.gateways.iter().position(|other| Some(other.id) == address.gateway).unwrap();
+        let to = self
+            .gateways
+            .iter()
+            .position(|other| Some(other.id) == address.gateway)
+            .expect("a gateway of this world");
         let question = Question {
             now: self.now,
             recipient: RecipientKind::Peer,
@@ -378,7 +382,10 @@ impl World {
                     ready(store.record(now, &claim, &attempts, &next)).unwrap();
                 }
                 Action::Learn { transport, outcome } => {
-                    let name = TRANSPORTS.into_iter().find(|name| *name == transport).unwrap();
+                    let name = TRANSPORTS
+                        .into_iter()
+                        .find(|name| *name == transport)
+                        .expect("a transport of this world");
                     let known = self.gateways[gateway].records.entry((to, name)).or_default();
                     known.0.add(now, outcome);
                     match outcome {
@@ -392,7 +399,10 @@ impl World {
     }
 
     fn send(&mut self, from: usize, number: u64, to: usize, claim: &Claim, transport: &str) {
-        let name = TRANSPORTS.into_iter().find(|name| *name == transport).unwrap();
+        let name = TRANSPORTS
+            .into_iter()
+            .find(|name| *name == transport)
+            .expect("a transport of this world");
         self.carried.push((capabilities(name).anonymity_level, claim.message.min_anonymity));
         let answer_after = self.rng.random_range(1..400);
         if !self.is_up(name, from, to) || self.is_unlucky(10) {
@@ -429,7 +439,7 @@ impl World {
             // Another gateway's name makes another identity of it.
             self.count += 1;
             inbound.lane_seq = None;
-            inbound.message.sender.peer = format!("copy{}", self.count).parse().unwrap();
+            inbound.message.sender.peer = format!("copy{}", self.count).parse().expect("a peer id");
         }
         let store = &self.gateways[gateway].store;
         let received = ready(store.receive(self.now, &inbound, ORDER_WAIT)).unwrap();
@@ -437,14 +447,18 @@ impl World {
     }
 
     fn send_receipt(&mut self, from: usize, receipt: &ReceiptOut) {
-        let to = self.gateways.iter().position(|other| other.id == receipt.gateway).unwrap();
+        let to = self
+            .gateways
+            .iter()
+            .position(|other| other.id == receipt.gateway)
+            .expect("a gateway of this world");
         let way = TRANSPORTS.into_iter().find(|name| {
             self.is_up(name, from, to) && capabilities(name).anonymity_level >= receipt.level
         });
         let store = &self.gateways[from].store;
         let Some(name) = way else {
             let at = Backoff::RECEIPT.wait(receipt.attempt, &mut self.rng);
-            let retry_at = self.now + TimeDelta::from_std(at).unwrap();
+            let retry_at = self.now + TimeDelta::from_std(at).expect("a short wait");
             ready(store.receipt_done(receipt, Some(retry_at))).unwrap();
             return;
         };
@@ -554,7 +568,7 @@ fn rules() -> Rules {
 }
 
 fn peers() -> [PeerId; 2] {
-    ["alice", "bob"].map(|name| name.parse().unwrap())
+    ["alice", "bob"].map(|name| name.parse().expect("a peer id"))
 }
 
 fn digest(of: &impl Hash) -> [u8; 32] {

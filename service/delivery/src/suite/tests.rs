@@ -176,7 +176,7 @@ impl Store for Faulty {
             if is_same && self.fails(Fault::TakesRepeatsAsNew) {
                 submission.message.id =
                     MessageId(Uuid::from_u128(self.calls.load(Ordering::Relaxed) as u128));
-                *answer = self.store.accept(now, &[submission.clone()]).await?.remove(0);
+                *answer = self.store.accept(now, std::slice::from_ref(submission)).await?.remove(0);
             }
             if *answer == Accepted::Conflict && self.is(Fault::OverlooksConflicts) {
                 *answer = Accepted::New { accepted_at: now };
