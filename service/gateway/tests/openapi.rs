@@ -1,5 +1,7 @@
 //! The document of the API: checked in as it is served, and complete.
 
+#![expect(clippy::unwrap_used, reason = "what a test cannot go on without")]
+
 use std::{collections::BTreeSet, fs, path::Path};
 
 use serde_json::Value;
