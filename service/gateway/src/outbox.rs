@@ -27,7 +27,7 @@ use std::{
 };
 
 use chrono::TimeDelta;
-use fieldpost_delivery::{Backoff, Claim, Rules, Store as _, Time};
+use fieldpost_delivery::{Backoff, Claim, Next, Rules, Store as _, Time};
 use futures_util::future::select_all;
 use rand::{
     RngExt, SeedableRng,
@@ -324,14 +324,14 @@ impl Driver {
 
     fn begin(&mut self, claim: Claim) {
         let load = Load::of(&claim);
-        // Its first claim goes on and has the last word; this one only keeps others away longer.
+        let outbox = self.outbox.clone();
         if !self.under_way.insert(load.key.clone()) {
+            self.receipts.spawn(async move { put_off(&outbox, &claim).await });
             return;
         }
         self.bytes_under_way += load.bytes;
         *self.by_target.entry(load.target.clone()).or_default() += 1;
         metrics::gauge!(names::DELIVERIES_UNDER_WAY).increment(1);
-        let outbox = self.outbox.clone();
         self.deliveries.spawn(async move {
             carry::carry(&outbox, claim).await;
             load
@@ -402,6 +402,17 @@ impl Load {
             target: claim.target.reached_through().unwrap_or_default(),
             bytes: message.content.bytes.len(),
         }
+    }
+}
+
+/// Gives up a second claim of a delivery that is under way: the first goes on, and the delivery
+/// comes due again when that has had the time to hear something.
+async fn put_off(outbox: &Outbox, claim: &Claim) {
+    let now = outbox.gateway.clock.now();
+    let wait = TimeDelta::from_std(outbox.rules.failover_timeout).unwrap_or(TimeDelta::hours(1));
+    let next = Next::Retry { at: now + wait };
+    if let Err(error) = outbox.gateway.store.record(now, claim, &[], &next).await {
+        tracing::debug!(%error, "a claim was not given up; it ends by itself");
     }
 }
 

@@ -31,8 +31,15 @@ impl Store {
             r#"
             with due as (
                 select message_id, sender, recipient
-                from outbox
+                from outbox o
                 where target = any($3) and next_attempt_at <= $1 and expires_at > $1
+                  -- A phone is its own target. It cannot put messages in order, so it gets the next
+                  -- one of a lane when the last has ended.
+                  and (target <> recipient or lane_seq is null or not exists (
+                      select from outbox p
+                      where p.sender = o.sender and p.recipient = o.recipient
+                        and p.level = o.level and p.lane_seq < o.lane_seq and p.expires_at > $1
+                  ))
                 order by priority desc, next_attempt_at
                 limit $4
                 for update skip locked
@@ -116,23 +123,31 @@ impl Store {
         for attempt in attempts {
             delivery.insert_attempt(&mut transaction, attempt).await?;
         }
-        let settled = match next {
-            Next::Sent { envelope, retry_at } => {
-                let transport = attempts.last().map_or("", |attempt| attempt.transport.as_str());
-                let level = words::level_number(claim.message.min_anonymity);
-                delivery.insert_envelope(&mut transaction, envelope, transport, level).await?;
-                delivery.schedule(&mut transaction, 1, Some(*retry_at), None).await?;
+        if let Next::Sent { envelope, .. } = next {
+            let transport = attempts.last().map_or("", |attempt| attempt.transport.as_str());
+            let level = words::level_number(claim.message.min_anonymity);
+            delivery.insert_envelope(&mut transaction, envelope, transport, level).await?;
+        }
+        // Whoever has claimed it since says when it is due again.
+        let newest = i32::try_from(claim.attempt).unwrap_or(i32::MAX);
+        let settled = match (delivery.owed(&mut transaction).await?, next) {
+            // It has ended, or its recipient's gateway has it: nothing follows.
+            (None | Some(Owed { stage: 2, .. }), _) => None,
+            (Some(owed), Next::Sent { retry_at, .. }) => {
+                let due = (owed.attempts == newest).then_some(*retry_at).or(owed.next_attempt_at);
+                delivery.schedule(&mut transaction, 1, due, None).await?;
                 None
             }
-            Next::Retry { at } => {
+            (Some(owed), Next::Retry { .. } | Next::Wait { .. }) if owed.attempts != newest => None,
+            (Some(_), Next::Retry { at }) => {
                 delivery.schedule(&mut transaction, 0, Some(*at), None).await?;
                 None
             }
-            Next::Wait { reason } => {
+            (Some(_), Next::Wait { reason }) => {
                 delivery.schedule(&mut transaction, 0, None, Some(reason)).await?;
                 None
             }
-            Next::End { status, reason } => {
+            (Some(_), Next::End { status, reason }) => {
                 delivery.end(&mut transaction, now, *status, reason.as_deref()).await?
             }
         };
@@ -329,6 +344,13 @@ struct Delivery {
     accepted_at: Time,
 }
 
+/// A delivery in the queue.
+struct Owed {
+    stage: i16,
+    attempts: i32,
+    next_attempt_at: Option<Time>,
+}
+
 impl Delivery {
     fn of(claim: &Claim) -> Self {
         Self {
@@ -376,6 +398,22 @@ impl Delivery {
             }
         };
         Ok(Some(Standing { status, stored: stage == Some(2) }))
+    }
+
+    /// What the queue says of it, locked; `None` when it has ended.
+    async fn owed(&self, connection: &mut PgConnection) -> sqlx::Result<Option<Owed>> {
+        sqlx::query_as!(
+            Owed,
+            r#"
+            select stage, attempts, next_attempt_at from outbox
+            where message_id = $1 and sender = $2 and recipient = $3 for update
+            "#,
+            self.message_id,
+            self.sender,
+            self.recipient,
+        )
+        .fetch_optional(connection)
+        .await
     }
 
     async fn schedule(
