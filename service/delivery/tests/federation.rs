@@ -3,8 +3,6 @@
 //!
 //! Every run is made by its seed, which a failing test prints.
 
-#![expect(clippy::unwrap_used, reason = "what a test cannot go on without")]
-
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     hash::{DefaultHasher, Hash, Hasher},

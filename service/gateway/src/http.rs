@@ -1,6 +1,6 @@
 //! The API: router, layers, and one module for each resource.
 //!
-//! To add a resource: a module with `routes()`, and a line in [`resources`].
+//! To add a resource: a module with `routes()`, and a line in `resources`.
 
 use axum::{
     Router,

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! It wakes when something is accepted, when a transport's reach changes, and at the next due time,
-//! and looks every [`SWEEP`] even so. What is under way is bounded in number, in bytes and for
+//! and looks every `SWEEP` even so. What is under way is bounded in number, in bytes and for
 //! each target, so that one gateway that is silent holds up nobody else.
 //!
 //! All that matters is in the store: a process that dies here costs a repetition, which recipients
