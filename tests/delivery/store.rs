@@ -12,7 +12,6 @@ use fieldpost_gateway::{
 use harness::Postgres;
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "claims give phones several messages of a lane, and a late record overrides what has ended"]
 async fn the_postgres_store_keeps_its_word() {
     let first = harness::setting("STORE_SEED", 0);
     let runs = harness::setting("STORE_RUNS", 6);

@@ -31,10 +31,10 @@ pub const fn may_follow(from: MessageStatus, to: MessageStatus) -> bool {
 
 /// The status of a message whose deliveries stand like this: that of the least advanced one.
 ///
-/// A message that nobody is owed, such as one to a group of one, is `delivered`: everyone who was
-/// to have it has it.
+/// A message that nobody is owed, such as one to a group of one or a broadcast that nobody was there
+/// for, has ended as `sent`: there is nobody who could confirm it.
 pub fn message_status(deliveries: impl IntoIterator<Item = MessageStatus>) -> MessageStatus {
-    MessageStatus::least_advanced(deliveries).unwrap_or(Delivered)
+    MessageStatus::least_advanced(deliveries).unwrap_or(Sent)
 }
 
 /// How many deliveries stand where; what does not occur is left out.
@@ -115,7 +115,7 @@ mod tests {
     #[test]
     fn a_message_is_no_further_than_its_slowest_recipient_and_the_counts_stand_beside_it() {
         assert_eq!(message_status([Read, Sent, Failed]), Sent);
-        assert_eq!(message_status([]), Delivered);
+        assert_eq!(message_status([]), Sent);
         let counts = counts([Read, Sent, Read]);
         assert_eq!(counts, BTreeMap::from([("read", 2), ("sent", 1)]));
     }

@@ -197,7 +197,7 @@ pub struct Settled {
 pub enum Cancelled {
     /// Nothing had left; nothing will.
     Done,
-    /// At least one delivery has left.
+    /// At least one delivery has left, or there never was one.
     TooLate,
     /// The caller sent no such message.
     Unknown,

@@ -317,10 +317,13 @@ impl Book {
         if !self.messages.contains_key(&name) {
             return Cancelled::Unknown;
         }
-        if self.deliveries_of(&name).any(|(_, delivery)| delivery.may_have_left()) {
+        let keys: Vec<_> = self.deliveries_of(&name).map(|(key, _)| key.clone()).collect();
+        // What was for nobody has ended as it was accepted.
+        if keys.is_empty()
+            || self.deliveries_of(&name).any(|(_, delivery)| delivery.may_have_left())
+        {
             return Cancelled::TooLate;
         }
-        let keys: Vec<_> = self.deliveries_of(&name).map(|(key, _)| key.clone()).collect();
         for key in keys {
             self.end(now, &key, MessageStatus::Cancelled, None);
         }

@@ -382,7 +382,8 @@ impl<S: Store> Run<'_, S> {
         }
         let answer = self.store.cancel(self.now, &sender, id).await.map_err(self.broken())?;
         let owed = || deliveries.iter().map(|index| &self.owed[*index]);
-        let has_left = owed().any(Owed::has_surely_left);
+        // What was for nobody has ended as it was accepted.
+        let has_left = deliveries.is_empty() || owed().any(Owed::has_surely_left);
         let is_unclear = owed().any(|owed| owed.ended || owed.is_over(self.now))
             || owed().any(|owed| !owed.open_claims.is_empty());
         let fits = match answer {

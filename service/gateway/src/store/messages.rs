@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use chrono::TimeDelta;
 use fieldpost_delivery::{
     Accepted, Attempt, Cancelled, DeliveryRecord, Message, Record, Submission, Target, Time,
+    message_status,
 };
 use fieldpost_envelope::{
     AnonymityLevel, MessageId, MessageStatus, PeerAddress, PeerId, Priority, Recipient,
@@ -592,8 +593,7 @@ impl Store {
 
 /// The least advanced state of a record's deliveries (design, section 5).
 pub fn status_of(record: &Record) -> MessageStatus {
-    MessageStatus::least_advanced(record.deliveries.iter().map(|delivery| delivery.status))
-        .unwrap_or(MessageStatus::Sent)
+    message_status(record.deliveries.iter().map(|delivery| delivery.status))
 }
 
 /// The number under which a talk is filed: of two peers, of a group, or of all broadcasts.
