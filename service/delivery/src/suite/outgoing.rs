@@ -547,7 +547,8 @@ impl<S: Store> Run<'_, S> {
             let is_over = self.owed[other].is_over(self.now);
             match (self.owed[other].lane_seq, claim.after) {
                 (known, Some(after)) if known.is_none_or(|known| known == after) => {
-                    (fits, named) = (true, Some((other, after)));
+                    // One that is over may have been passed over for an earlier one.
+                    (fits, named) = (true, (!is_over).then_some((other, after)));
                 }
                 _ => {}
             }
