@@ -98,6 +98,8 @@ create table outbox (
     next_attempt_at timestamptz,
     -- An attempt may be under way: too late to cancel.
     claimed         boolean     not null default false,
+    -- A transport took charge once: too late to cancel, even when it is pending again.
+    has_left        boolean     not null default false,
     waits_for       text,
     expires_at      timestamptz not null,
 

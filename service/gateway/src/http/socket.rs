@@ -20,7 +20,10 @@ use axum::{
 use fieldpost_delivery::{Confirm, InboxEntry, Seq, Settled, Store as _};
 use fieldpost_envelope::{MessageId, PeerId};
 use futures_util::{FutureExt, SinkExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use rand::{RngExt, SeedableRng, rngs::StdRng};
+use rand::{
+    RngExt, SeedableRng,
+    rngs::{StdRng, SysRng},
+};
 use serde::Deserialize;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep, timeout};
 use utoipa_axum::router::OpenApiRouter;
@@ -651,8 +654,7 @@ fn pings() -> Interval {
 /// at once.
 async fn drain_moment(gateway: &Gateway) {
     gateway.draining.cancelled().await;
-    let mut rng = StdRng::from_seed(
-        *uuid::Uuid::new_v4().as_bytes().repeat(2).first_chunk().unwrap_or(&[0; 32]),
-    );
-    sleep(gateway.config.drain.mul_f64(rng.random_range(0.0..0.8))).await;
+    // Any spread will do; without randomness all sockets go at once.
+    let share = StdRng::try_from_rng(&mut SysRng).map_or(0.0, |mut rng| rng.random_range(0.0..0.8));
+    sleep(gateway.config.drain.mul_f64(share)).await;
 }

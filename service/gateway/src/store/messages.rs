@@ -220,7 +220,7 @@ impl Store {
                 returning recipient
             ), unsent as (
                 delete from outbox
-                where message_id = $3 and sender = $4 and stage = 0 and not claimed
+                where message_id = $3 and sender = $4 and stage = 0 and not has_left and not claimed
                   and expires_at > $5
                 returning recipient
             ), gone as (

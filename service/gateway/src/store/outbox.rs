@@ -135,16 +135,16 @@ impl Store {
             (None | Some(Owed { stage: 2, .. }), _) => None,
             (Some(owed), Next::Sent { retry_at, .. }) => {
                 let due = (owed.attempts == newest).then_some(*retry_at).or(owed.next_attempt_at);
-                delivery.schedule(&mut transaction, 1, due, None).await?;
+                delivery.schedule(&mut transaction, claim.attempt, 1, due, None).await?;
                 None
             }
             (Some(owed), Next::Retry { .. } | Next::Wait { .. }) if owed.attempts != newest => None,
             (Some(_), Next::Retry { at }) => {
-                delivery.schedule(&mut transaction, 0, Some(*at), None).await?;
+                delivery.schedule(&mut transaction, claim.attempt, 0, Some(*at), None).await?;
                 None
             }
             (Some(_), Next::Wait { reason }) => {
-                delivery.schedule(&mut transaction, 0, None, Some(reason)).await?;
+                delivery.schedule(&mut transaction, claim.attempt, 0, None, Some(reason)).await?;
                 None
             }
             (Some(_), Next::End { status, reason }) => {
@@ -419,16 +419,22 @@ impl Delivery {
     async fn schedule(
         &self,
         connection: &mut PgConnection,
+        attempt: u32,
         stage: i16,
         at: Option<Time>,
         waits_for: Option<&str>,
     ) -> sqlx::Result<()> {
-        // `stored` may have come while the attempt was under way; it stays.
+        // `stored` may have come while the attempt was under way; it stays. So does a newer claim,
+        // whose holder may be sending at this moment.
         sqlx::query!(
             r#"
             update outbox
-            set claimed = false, waits_for = $6, stage = greatest(stage, $4),
-                next_attempt_at = case when stage = 2 then null else $5::timestamptz end
+            set waits_for = $6, has_left = has_left or $4::smallint > 0,
+                claimed = claimed and attempts <> $7,
+                stage = case when stage = 2 then 2 when attempts = $7 then $4::smallint
+                             else greatest(stage, $4::smallint) end,
+                next_attempt_at = case when stage = 2 then null when attempts = $7
+                                       then $5::timestamptz else next_attempt_at end
             where message_id = $1 and sender = $2 and recipient = $3
             "#,
             self.message_id,
@@ -437,6 +443,7 @@ impl Delivery {
             stage,
             at,
             waits_for,
+            i32::try_from(attempt).unwrap_or(i32::MAX),
         )
         .execute(connection)
         .await
