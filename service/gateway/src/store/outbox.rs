@@ -202,7 +202,7 @@ impl Store {
         let settled = match effect(standing, &to, receipt) {
             None => None,
             Some(Effect::Stored) => {
-                delivery.stored(&mut transaction, at, receipt.envelope.as_slice()).await?;
+                delivery.stored(&mut transaction, now, receipt.envelope.as_slice()).await?;
                 None
             }
             Some(Effect::Ends { status, reason }) => {
