@@ -4,14 +4,14 @@
 
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, Request, State},
+    extract::{DefaultBodyLimit, MatchedPath, Request, State},
     http::{HeaderName, HeaderValue, Method, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
 };
 use metrics_exporter_prometheus::PrometheusHandle;
-use tower_http::{cors::CorsLayer, set_header::SetResponseHeaderLayer};
+use tower_http::cors::CorsLayer;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
@@ -67,31 +67,67 @@ fn documented() -> (Router<Gateway>, OpenApi) {
 }
 
 /// Everything on the main listener.
+///
+/// Few layers that do much: the router copies all of them for each request.
 pub fn router(gateway: &Gateway) -> Router {
     let (resources, _) = resources().split_for_parts();
     let (health, _) = health::routes().split_for_parts();
-    resources
-        .layer(middleware::from_fn_with_state(gateway.clone(), limits::limit_requests))
-        .layer(middleware::from_fn_with_state(gateway.clone(), when_ready))
+    let everything = resources
+        .layer(middleware::from_fn_with_state(gateway.clone(), admit))
         .merge(health)
         .merge(docs::routes(openapi()))
         .fallback(nothing_here)
-        .method_not_allowed_fallback(other_method)
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-        .layer(cors(gateway))
-        .layer(middleware::from_fn_with_state(gateway.clone(), guard::guard_open_mode))
-        .layer(middleware::from_fn_with_state(gateway.clone(), observe::observe))
-        .layer(middleware::from_fn(error::in_the_look_of_the_surface))
-        .layer(SetResponseHeaderLayer::if_not_present(
-            header::CACHE_CONTROL,
-            HeaderValue::from_static("no-store"),
-        ))
-        .layer(SetResponseHeaderLayer::if_not_present(
-            header::X_CONTENT_TYPE_OPTIONS,
-            HeaderValue::from_static("nosniff"),
-        ))
-        .layer(middleware::from_fn(unread::read_to_the_end))
+        .method_not_allowed_fallback(other_method);
+    let everything = match gateway.config.cors_origins.is_empty() {
+        true => everything,
+        false => everything.layer(cors(gateway)),
+    };
+    everything
+        .layer(middleware::from_fn_with_state(gateway.clone(), surround))
         .with_state(gateway.clone())
+}
+
+/// What happens to every request: it is read whole, bounded, measured and guarded, and its answer
+/// gets the look of its surface.
+async fn surround(
+    State(gateway): State<Gateway>,
+    path: Option<MatchedPath>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let (look, method) = (error::Look::of(request.uri().path()), request.method().clone());
+    let (mut request, rest) = unread::keep_hold(request);
+    DefaultBodyLimit::max(MAX_BODY_BYTES).apply(&mut request);
+    let answer = async {
+        match guard::check_open_mode(&gateway, &request) {
+            Ok(()) => next.run(request).await,
+            Err(refusal) => refusal.into_response(),
+        }
+    };
+    let head = observe::Head { method: &method, route: path.as_ref().map(MatchedPath::as_str) };
+    let response = observe::observe(&gateway, head, answer).await;
+    let mut response = error::give_look(look, response).await;
+    let headers = response.headers_mut();
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    headers.entry(header::X_CONTENT_TYPE_OPTIONS).or_insert(HeaderValue::from_static("nosniff"));
+    rest.read_to_the_end().await;
+    response
+}
+
+/// Lets a request come to its resource when the gateway can work and its caller is not too fast.
+///
+/// Until the database has been reached once, nothing can be answered.
+async fn admit(State(gateway): State<Gateway>, mut request: Request, next: Next) -> Response {
+    if let readiness::State::Waiting { .. } = gateway.readiness.state() {
+        return ApiError::unavailable(
+            "the gateway waits for its database; nothing was changed, try again",
+        )
+        .into_response();
+    }
+    match limits::check_caller(&gateway, &mut request).await {
+        Ok(()) => next.run(request).await,
+        Err(too_fast) => too_fast.into_response(),
+    }
 }
 
 /// Everything on the admin listener: probes and metrics.
@@ -107,19 +143,10 @@ pub fn admin_router(gateway: &Gateway, metrics: PrometheusHandle) -> Router {
         )
         .fallback(nothing_here)
         .method_not_allowed_fallback(other_method)
-        .layer(middleware::from_fn(error::as_problem))
+        .layer(middleware::map_response(|response| {
+            error::give_look(error::Look::Problem, response)
+        }))
         .with_state(gateway.clone())
-}
-
-/// Until the database has been reached once, nothing can be answered.
-async fn when_ready(State(gateway): State<Gateway>, request: Request, next: Next) -> Response {
-    match gateway.readiness.state() {
-        readiness::State::Ready => next.run(request).await,
-        readiness::State::Waiting { .. } => ApiError::unavailable(
-            "the gateway waits for its database; nothing was changed, try again",
-        )
-        .into_response(),
-    }
 }
 
 async fn nothing_here(request: Request) -> ApiError {
@@ -136,7 +163,7 @@ async fn other_method(request: Request) -> ApiError {
     )
 }
 
-/// Pages of the operator's choice may call; by default none but our own.
+/// Pages of the operator's choice may call.
 fn cors(gateway: &Gateway) -> CorsLayer {
     let origins: Vec<HeaderValue> =
         gateway.config.cors_origins.iter().filter_map(|origin| origin.parse().ok()).collect();

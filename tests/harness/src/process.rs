@@ -391,9 +391,13 @@ fn binary() -> &'static Path {
 /// Cargo builds no program for the tests of another package, so we ask it to, once for each
 /// process, unless the program is newer than its sources. Other processes wait for its lock.
 fn build() -> PathBuf {
-    let test = env::current_exe().expect("a process knows its program");
-    let folder =
-        test.parent().and_then(Path::parent).expect("tests are built in target/<profile>/deps");
+    let own = env::current_exe().expect("a process knows its program");
+    // Tests are built in target/<profile>/deps, other programs in target/<profile>.
+    let folder = own
+        .ancestors()
+        .skip(1)
+        .find(|folder| !folder.ends_with("deps"))
+        .expect("a program lies in a folder");
     let program = folder.join("fieldpost");
     if is_fresh(&program) {
         return program;

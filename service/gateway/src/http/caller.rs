@@ -2,7 +2,7 @@
 
 use axum::{
     extract::{FromRequestParts, Query},
-    http::{header, request::Parts},
+    http::{HeaderMap, Uri, header, request::Parts},
 };
 use fieldpost_envelope::PeerId;
 
@@ -103,12 +103,27 @@ impl FromRequestParts<Gateway> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, gateway: &Gateway) -> Result<Self, ApiError> {
-        if let Some(Found(found)) = parts.extensions.get() {
-            return found.clone();
+        match parts.extensions.get() {
+            Some(Found(found)) => found.clone(),
+            None => Self::find(gateway, &parts.uri, &parts.headers).await,
         }
+    }
+}
+
+impl Caller {
+    /// Who makes the request with this head.
+    ///
+    /// # Errors
+    ///
+    /// 401 for a token that is nobody's, 400 when the head names two callers.
+    pub(super) async fn find(
+        gateway: &Gateway,
+        uri: &Uri,
+        headers: &HeaderMap,
+    ) -> Result<Self, ApiError> {
         let open = gateway.config.auth == Auth::Open;
         let mut caller = Self { peer: None, operator: false, open };
-        if let Some(token) = bearer_token(parts)? {
+        if let Some(token) = bearer_token(headers)? {
             match gateway.store.token_holder(token).await? {
                 Some(TokenHolder::Peer(peer)) => caller.peer = Some(peer),
                 Some(TokenHolder::Operator) => caller.operator = true,
@@ -118,7 +133,7 @@ impl FromRequestParts<Gateway> for Caller {
             }
         }
         if open {
-            for name in named_in_head(parts)? {
+            for name in named_in_head(uri, headers)? {
                 if caller.peer.as_ref().is_some_and(|peer| *peer != name) {
                     return Err(ApiError::bad_request("the request names two different callers"));
                 }
@@ -129,8 +144,8 @@ impl FromRequestParts<Gateway> for Caller {
     }
 }
 
-fn bearer_token(parts: &Parts) -> Result<Option<&str>, ApiError> {
-    let Some(value) = parts.headers.get(header::AUTHORIZATION) else {
+fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
+    let Some(value) = headers.get(header::AUTHORIZATION) else {
         return Ok(None);
     };
     value
@@ -142,14 +157,14 @@ fn bearer_token(parts: &Parts) -> Result<Option<&str>, ApiError> {
         .ok_or_else(|| ApiError::unauthorized("Authorization must read: Bearer <token>"))
 }
 
-fn named_in_head(parts: &Parts) -> Result<Vec<PeerId>, ApiError> {
-    let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(&parts.uri)
+fn named_in_head(uri: &Uri, headers: &HeaderMap) -> Result<Vec<PeerId>, ApiError> {
+    let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(uri)
         .map_err(|error| ApiError::invalid("query", error.body_text()))?;
     let mut names = Vec::new();
     for (_, value) in pairs.iter().filter(|(name, _)| name == "peer") {
         names.push(parse_name("peer", value)?);
     }
-    if let Some(value) = parts.headers.get(PEER_HEADER) {
+    if let Some(value) = headers.get(PEER_HEADER) {
         names.push(parse_name("Fieldpost-Peer", &String::from_utf8_lossy(value.as_bytes()))?);
     }
     Ok(names)

@@ -4,9 +4,7 @@
 use axum::{
     Json,
     body::to_bytes,
-    extract::Request,
     http::{HeaderValue, StatusCode, header},
-    middleware::Next,
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
@@ -214,47 +212,60 @@ pub struct FieldRefusal {
 /// The longest text of a library's refusal that is passed on.
 const REFUSAL_LIMIT: usize = 1024;
 
-/// Gives every error the body that its surface has, those of axum included.
-pub async fn in_the_look_of_the_surface(request: Request, next: Next) -> Response {
-    if request.uri().path().starts_with("/api/") {
-        as_detail(request, next).await
-    } else {
-        as_problem(request, next).await
+/// How errors look.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Look {
+    /// As a [`Problem`].
+    Problem,
+    /// As a [`Detail`].
+    Detail,
+}
+
+impl Look {
+    /// The look of the surface that `path` belongs to.
+    pub fn of(path: &str) -> Self {
+        if path.starts_with("/api/") { Self::Detail } else { Self::Problem }
     }
 }
 
-/// Gives the errors of `/v1` their body.
-pub async fn as_problem(request: Request, next: Next) -> Response {
-    render(named(next.run(request).await).await, |error| {
-        let mut response = Json(Problem {
-            kind: "about:blank".to_owned(),
-            title: error.status.canonical_reason().unwrap_or("Error").to_owned(),
-            status: error.status.as_u16(),
-            detail: error.detail,
-            field: error.location,
-            extra: error.extra.unwrap_or_default(),
-        })
-        .into_response();
-        response
-            .headers_mut()
-            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        response
-    })
+/// Gives an error the body that its surface has, those of axum included; leaves other responses.
+pub async fn give_look(look: Look, response: Response) -> Response {
+    if !(response.status().is_client_error() || response.status().is_server_error()) {
+        return response;
+    }
+    let response = named(response).await;
+    match look {
+        Look::Problem => render(response, as_problem),
+        Look::Detail => render(response, as_detail),
+    }
 }
 
-/// Gives the errors of the mirrored surfaces their body.
-pub async fn as_detail(request: Request, next: Next) -> Response {
-    render(named(next.run(request).await).await, |error| {
-        let detail = match error.location {
-            Some(location) => Refusal::Fields(vec![FieldRefusal {
-                kind: "value_error",
-                loc: location.split('.').map(str::to_owned).collect(),
-                msg: error.detail,
-            }]),
-            None => Refusal::Text(error.detail),
-        };
-        Json(Detail { detail }).into_response()
+fn as_problem(error: ApiError) -> Response {
+    let mut response = Json(Problem {
+        kind: "about:blank".to_owned(),
+        title: error.status.canonical_reason().unwrap_or("Error").to_owned(),
+        status: error.status.as_u16(),
+        detail: error.detail,
+        field: error.location,
+        extra: error.extra.unwrap_or_default(),
     })
+    .into_response();
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    response
+}
+
+fn as_detail(error: ApiError) -> Response {
+    let detail = match error.location {
+        Some(location) => Refusal::Fields(vec![FieldRefusal {
+            kind: "value_error",
+            loc: location.split('.').map(str::to_owned).collect(),
+            msg: error.detail,
+        }]),
+        None => Refusal::Text(error.detail),
+    };
+    Json(Detail { detail }).into_response()
 }
 
 /// Refusals of axum itself come as plain text, or as nothing but a status.
@@ -264,10 +275,7 @@ async fn named(response: Response) -> Response {
         .headers()
         .get(header::CONTENT_TYPE)
         .is_none_or(|kind| kind.as_bytes().starts_with(b"text/plain"));
-    if !(status.is_client_error() || status.is_server_error())
-        || !plain
-        || response.extensions().get::<ApiError>().is_some()
-    {
+    if !plain || response.extensions().get::<ApiError>().is_some() {
         return response;
     }
     let (parts, body) = response.into_parts();

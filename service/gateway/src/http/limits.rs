@@ -11,10 +11,8 @@ use std::{
 };
 
 use axum::{
-    extract::{ConnectInfo, FromRequestParts, Request, State},
+    extract::{ConnectInfo, FromRequestParts, Request},
     http::{Extensions, HeaderMap, HeaderName, header},
-    middleware::Next,
-    response::{IntoResponse, Response},
 };
 use fieldpost_envelope::PeerId;
 use governor::{DefaultKeyedRateLimiter, Quota, clock::Clock as _};
@@ -166,36 +164,32 @@ impl FromRequestParts<Gateway> for ClientAddress {
     }
 }
 
-/// Refuses requests of callers who are too fast, with 429.
+/// Counts a request to its caller.
 ///
 /// Leaves what it found out about the caller for [`Caller`] to take.
-pub async fn limit_requests(
-    State(gateway): State<Gateway>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let (mut parts, body) = request.into_parts();
-    let ClientAddress(address) = client_address(&gateway, &parts.extensions, &parts.headers);
+///
+/// # Errors
+///
+/// 429 when the caller is too fast.
+pub async fn check_caller(gateway: &Gateway, request: &mut Request) -> Result<(), ApiError> {
+    let ClientAddress(address) = client_address(gateway, request.extensions(), request.headers());
     // To look up a token costs a query, so whoever brings a new one is counted before it.
     let is_stranger =
-        token(&parts.headers).is_some_and(|token| !gateway.store.remembers_token(token));
-    if is_stranger && let Err(too_fast) = gateway.limits.check_address(address) {
-        return too_fast.into_response();
+        token(request.headers()).is_some_and(|token| !gateway.store.remembers_token(token));
+    if is_stranger {
+        gateway.limits.check_address(address)?;
     }
-    let caller = Caller::from_request_parts(&mut parts, &gateway).await;
-    let within = match caller.as_ref().ok().and_then(Caller::peer) {
-        Some(peer) => gateway.limits.check_peer(peer),
-        None if is_stranger => Ok(()),
-        None => gateway.limits.check_address(address),
-    };
-    if let Err(too_fast) = within {
-        return too_fast.into_response();
+    let caller = Caller::find(gateway, request.uri(), request.headers()).await;
+    match caller.as_ref().ok().and_then(Caller::peer) {
+        Some(peer) => gateway.limits.check_peer(peer)?,
+        None if is_stranger => {}
+        None => gateway.limits.check_address(address)?,
     }
-    parts.extensions.insert(Found(caller));
-    next.run(Request::from_parts(parts, body)).await
+    request.extensions_mut().insert(Found(caller));
+    Ok(())
 }
 
-/// What [`limit_requests`] found out about the caller.
+/// What [`check_caller`] found out about the caller.
 #[derive(Clone, Debug)]
 pub(super) struct Found(pub(super) Result<Caller, ApiError>);
 

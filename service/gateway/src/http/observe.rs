@@ -10,9 +10,7 @@ use std::{
 };
 
 use axum::{
-    extract::{MatchedPath, Request, State},
     http::{HeaderName, HeaderValue, Method, StatusCode},
-    middleware::Next,
     response::{IntoResponse, Response},
 };
 use futures_util::FutureExt;
@@ -32,18 +30,24 @@ const LONG_POLL_DEADLINE: Duration = Duration::from_secs(70);
 /// A chunk of a file over a slow link.
 const TRANSFER_DEADLINE: Duration = Duration::from_secs(300);
 
-/// Traces, measures and bounds a request.
+/// What a request is called in traces and metrics.
+pub(super) struct Head<'a> {
+    pub(super) method: &'a Method,
+    /// The pattern of its path; `None` where nothing is.
+    pub(super) route: Option<&'a str>,
+}
+
+/// Traces, measures and bounds the work on a request.
 ///
 /// Trace context is not taken from requests: a stranger could join our traces to others
 /// (design, section 12).
 pub(super) async fn observe(
-    State(gateway): State<Gateway>,
-    path: Option<MatchedPath>,
-    request: Request,
-    next: Next,
+    gateway: &Gateway,
+    head: Head<'_>,
+    answer: impl Future<Output = Response>,
 ) -> Response {
-    let route = path.as_ref().map_or("unmatched", MatchedPath::as_str);
-    let method = known(request.method());
+    let route = head.route.unwrap_or("unmatched");
+    let method = known(head.method);
     let request_id = request_id();
     let span = info_span!(
         "http.request",
@@ -56,7 +60,7 @@ pub(super) async fn observe(
         request.id = request_id,
     );
     let began = gateway.clock.instant();
-    let mut response = guarded(route, request, next).instrument(span.clone()).await;
+    let mut response = guarded(route, answer).instrument(span.clone()).await;
     let seconds = gateway.clock.instant().saturating_duration_since(began).as_secs_f64();
     record(&span, response.status(), seconds);
     metrics::histogram!(
@@ -72,9 +76,9 @@ pub(super) async fn observe(
     response
 }
 
-/// Runs the rest of the stack; its panics and delays become errors of the API.
-async fn guarded(route: &str, request: Request, next: Next) -> Response {
-    let work = AssertUnwindSafe(next.run(request)).catch_unwind();
+/// Does the work; its panics and delays become errors of the API.
+async fn guarded(route: &str, answer: impl Future<Output = Response>) -> Response {
+    let work = AssertUnwindSafe(answer).catch_unwind();
     match timeout(deadline(route), work).await {
         Ok(Ok(response)) => response,
         Ok(Err(_)) => {

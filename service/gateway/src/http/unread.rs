@@ -14,8 +14,6 @@ use axum::{
     body::{Body, Bytes, HttpBody},
     extract::Request,
     http::header,
-    middleware::Next,
-    response::Response,
 };
 use http_body_util::BodyExt;
 use hyper::body::{Frame, SizeHint};
@@ -26,28 +24,37 @@ const MOST_BYTES: usize = 8 << 20;
 /// How long the rest of a body may take.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
-/// Reads what is left of a request's body before its answer goes out, and throws it away.
-pub(super) async fn read_to_the_end(request: Request, next: Next) -> Response {
+/// Keeps hold of a request's body, so that what its handler leaves of it can be read.
+pub(super) fn keep_hold(request: Request) -> (Request, Rest) {
     // A client that asked first has sent nothing yet and will not, once it is refused.
     if request.body().is_end_stream() || request.headers().contains_key(header::EXPECT) {
-        return next.run(request).await;
+        return (request, Rest(None));
     }
     let (head, body) = request.into_parts();
-    let mut body = SharedBody(Arc::new(Mutex::new(body)));
-    let response = next.run(Request::from_parts(head, Body::new(body.clone()))).await;
-    // The answer goes out either way.
-    let _ = timeout(LONGEST_WAIT, async move {
-        let mut left = MOST_BYTES;
-        while let Some(Ok(frame)) = body.frame().await {
-            let length = frame.data_ref().map_or(0, Bytes::len);
-            match left.checked_sub(length) {
-                Some(rest) => left = rest,
-                None => break,
+    let body = SharedBody(Arc::new(Mutex::new(body)));
+    (Request::from_parts(head, Body::new(body.clone())), Rest(Some(body)))
+}
+
+/// What a handler may have left of a request's body.
+pub(super) struct Rest(Option<SharedBody>);
+
+impl Rest {
+    /// Reads it before the answer goes out, and throws it away.
+    pub(super) async fn read_to_the_end(self) {
+        let Some(mut body) = self.0.filter(|body| !body.is_end_stream()) else { return };
+        // The answer goes out either way.
+        let _ = timeout(LONGEST_WAIT, async move {
+            let mut left = MOST_BYTES;
+            while let Some(Ok(frame)) = body.frame().await {
+                let length = frame.data_ref().map_or(0, Bytes::len);
+                match left.checked_sub(length) {
+                    Some(rest) => left = rest,
+                    None => break,
+                }
             }
-        }
-    })
-    .await;
-    response
+        })
+        .await;
+    }
 }
 
 /// A body that the handler reads and that can be read on when the handler is done.
@@ -82,7 +89,13 @@ mod tests {
         sync::atomic::{AtomicUsize, Ordering},
     };
 
-    use axum::{Router, http::StatusCode, middleware, routing::post};
+    use axum::{
+        Router,
+        http::StatusCode,
+        middleware::{self, Next},
+        response::Response,
+        routing::post,
+    };
     use futures_util::{StreamExt, stream};
     use tower::ServiceExt;
 
@@ -118,16 +131,23 @@ mod tests {
     async fn a_handler_gets_its_whole_body() {
         let app = Router::new()
             .route("/", post(|body: Bytes| async move { body }))
-            .layer(middleware::from_fn(read_to_the_end));
+            .layer(middleware::from_fn(hold_and_read));
         let request = Request::post("/").body(Body::from("hello")).unwrap();
         let body = app.oneshot(request).await.unwrap().into_body();
         assert_eq!(body.collect().await.unwrap().to_bytes(), "hello");
     }
 
+    async fn hold_and_read(request: Request, next: Next) -> Response {
+        let (request, rest) = keep_hold(request);
+        let response = next.run(request).await;
+        rest.read_to_the_end().await;
+        response
+    }
+
     async fn ask(body: Body, first: bool) -> StatusCode {
         let app = Router::new()
             .route("/", post(|| async { StatusCode::FORBIDDEN }))
-            .layer(middleware::from_fn(read_to_the_end));
+            .layer(middleware::from_fn(hold_and_read));
         let mut request = Request::post("/").body(body).unwrap();
         if first {
             request.headers_mut().insert(header::EXPECT, "100-continue".parse().unwrap());
