@@ -16,8 +16,8 @@ const RUNS: usize = 3;
 const DURATION: Duration = Duration::from_secs(4);
 /// As many as there are connections at most, so that no sender waits for itself.
 const SENDERS: usize = 64;
-/// Messages go to many, so that no inbox fills up.
-const RECIPIENTS: usize = 1024;
+/// Messages go to many, so that no inbox, and no sender's share of one, fills up.
+const RECIPIENTS: usize = 2048;
 
 /// Measures 1, 16 and 64 connections, 256 B and 4 KiB.
 pub(crate) async fn run(table: &mut Table, floor: &Floor) {
@@ -45,21 +45,24 @@ async fn compare(
     size: usize,
 ) {
     let content = "x".repeat(size);
-    let make = |path: &'static str, run: usize| {
+    let make = |path: &'static str| {
         let (content, tokens) = (&content, tokens);
         move |connection: usize| {
-            let recipient = (connection + run * connections) % RECIPIENTS;
-            let body = format!(
-                "{{\"to\":\"recipient-{recipient}\",\"content\":\"{content}\",\"message_ids\":[]}}"
-            );
-            request(path, &tokens[connection % SENDERS], &body)
+            let recipients = (0..RECIPIENTS).skip(connection % SENDERS).step_by(SENDERS);
+            let one = |recipient| {
+                let body = format!(
+                    "{{\"to\":\"recipient-{recipient}\",\"content\":\"{content}\",\"message_ids\":[]}}"
+                );
+                request(path, &tokens[connection % SENDERS], &body)
+            };
+            recipients.map(one).collect()
         }
     };
     let (mut nothing, mut accepts) = (Vec::new(), Vec::new());
-    for run in 0..RUNS {
-        let no_op = make("/v1/inbox/ack", run);
+    for _ in 0..RUNS {
+        let no_op = make("/v1/inbox/ack");
         nothing.push(post(server.address, server.pid, connections, DURATION, no_op).await);
-        let accept = make("/v1/messages", run);
+        let accept = make("/v1/messages");
         accepts.push(post(server.address, server.pid, connections, DURATION, accept).await);
     }
     let rate = |runs: &[Outcome]| median(runs.iter().map(Outcome::rate).collect());

@@ -46,27 +46,27 @@ impl Outcome {
     }
 }
 
-/// Posts over `connections` for `duration`, one request at a time on each. `request` makes the
-/// bytes of the next request of a connection.
+/// Posts over `connections` for `duration`, one request at a time on each. `requests` makes those of
+/// a connection, which it sends in turn.
 pub(crate) async fn post(
     address: SocketAddr,
     server_pid: u32,
     connections: usize,
     duration: Duration,
-    request: impl Fn(usize) -> Vec<u8>,
+    requests: impl Fn(usize) -> Vec<Vec<u8>>,
 ) -> Outcome {
     let mut streams = Vec::new();
     for number in 0..connections {
         let stream = TcpStream::connect(address).await.expect("the gateway listens");
         stream.set_nodelay(true).expect("a socket option");
-        streams.push((stream, request(number)));
+        streams.push((stream, requests(number)));
     }
     let (server, generator) = (cpu_of(server_pid), cpu_of(std::process::id()).own);
     let begin = Instant::now();
     let end = begin + duration;
     let mut tasks = JoinSet::new();
-    for (stream, request) in streams {
-        tasks.spawn(one_connection(stream, request, end));
+    for (stream, requests) in streams {
+        tasks.spawn(one_connection(stream, requests, end));
     }
     let mut outcome = Outcome {
         answered: 0,
@@ -111,14 +111,17 @@ impl Client {
 
 async fn one_connection(
     mut stream: TcpStream,
-    request: Vec<u8>,
+    requests: Vec<Vec<u8>>,
     end: Instant,
 ) -> (Vec<Duration>, u64) {
     let (mut latencies, mut refused) = (Vec::new(), 0);
     let mut buffer = vec![0; 8192];
-    while Instant::now() < end {
+    for request in requests.iter().cycle() {
         let begin = Instant::now();
-        stream.write_all(&request).await.expect("the gateway reads");
+        if begin >= end {
+            break;
+        }
+        stream.write_all(request).await.expect("the gateway reads");
         let status = read_answer(&mut stream, &mut buffer).await;
         match status {
             200..300 => latencies.push(begin.elapsed()),

@@ -54,7 +54,7 @@ impl Server {
 
     /// Its embedded database, for a look at the queue tables.
     pub(crate) fn database_url(&self) -> String {
-        let folder = self.gateway.folder().join("database");
+        let folder = self.gateway.folder().join("data/database");
         format!("postgres:///postgres?host={}&user=gateway", folder.display())
     }
 }

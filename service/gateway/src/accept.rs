@@ -6,7 +6,9 @@
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
+    num::NonZero,
     sync::Arc,
+    thread,
     time::Duration,
 };
 
@@ -22,8 +24,8 @@ use tracing::Instrument as _;
 
 use crate::{clock::Clock, store::Store, subscribers::Subscribers};
 
-/// Writers; more of them only make the batches smaller.
-const SHARDS: usize = 2;
+/// The most writers; more of them only make the batches smaller.
+const MOST_WRITERS: usize = 4;
 /// Requests that may wait for one writer; beyond, callers are told to come back.
 const WAITING: usize = 4096;
 /// The most content in one commit, in bytes; a single message may be larger.
@@ -73,8 +75,12 @@ struct Request {
 pub struct Writers(Vec<mpsc::Receiver<Request>>);
 
 /// The queues between requests and writers.
+///
+/// One writer for two processor cores: on fewer, a batch costs what a second writer would gain.
 pub fn queues() -> (Acceptor, Writers) {
-    let (senders, receivers) = (0..SHARDS).map(|_| mpsc::channel(WAITING)).unzip();
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let writers = (cores / 2).clamp(1, MOST_WRITERS);
+    let (senders, receivers) = (0..writers).map(|_| mpsc::channel(WAITING)).unzip();
     (
         Acceptor { shards: senders, room: Arc::new(Semaphore::new(WAITING_KIB as usize)) },
         Writers(receivers),
@@ -116,7 +122,8 @@ impl Acceptor {
     }
 }
 
-/// Drives the writers, with up to `batch_messages` to a commit, until every [`Acceptor`] is gone and the queues are empty.
+/// Drives the writers, with up to `batch_messages` to a commit, until every [`Acceptor`] is gone and
+/// the queues are empty.
 pub async fn run(
     writers: Writers,
     store: Store,

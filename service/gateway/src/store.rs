@@ -6,6 +6,7 @@ use std::{
 };
 
 use chrono::{DateTime, NaiveDate, Utc};
+use fieldpost_delivery::{Seq, Settled};
 use sqlx::PgPool;
 use tokio::sync::RwLock;
 
@@ -13,12 +14,14 @@ use crate::{
     Identity,
     clock::Clock,
     secrets::{DataKey, MasterKey},
-    store::contacts::Contacts,
+    store::{batches::Batches, contacts::Contacts},
 };
 
 mod access;
+mod batches;
 pub mod betanet;
 mod bus;
+mod confirm;
 mod contacts;
 mod content;
 mod delivery;
@@ -35,6 +38,7 @@ mod peers;
 mod presence;
 pub mod quota;
 pub mod schema;
+mod show;
 mod words;
 
 pub use access::{MAX_INVITES, MAX_TICKETS, NONCE_LIFETIME, Renewed, TICKET_LIFETIME, TokenHolder};
@@ -49,6 +53,7 @@ pub use peers::{
 };
 pub use presence::{LEASE, Presence};
 pub use quota::{Full, Quotas};
+pub use show::SMALL_PAGE_BYTES;
 
 /// What the gateway keeps, in Postgres.
 ///
@@ -72,6 +77,8 @@ pub struct Store {
     counters: Arc<peers::Counters>,
     counted: Arc<mirrored::Counted>,
     open_sockets: Arc<presence::OpenSockets>,
+    looks: Arc<Batches<show::Look, (Option<Seq>, Vec<show::Shown>)>>,
+    confirmations: Arc<Batches<confirm::UpTo, Vec<Settled>>>,
 }
 
 impl Store {
@@ -96,6 +103,8 @@ impl Store {
             counters: Arc::default(),
             counted: Arc::default(),
             open_sockets: Arc::default(),
+            looks: Arc::default(),
+            confirmations: Arc::default(),
         }
     }
 }

@@ -39,6 +39,7 @@ use crate::{
         submit::{Draft, Submitted, submit},
     },
     presence,
+    store::SMALL_PAGE_BYTES,
     subscribers::{Event, Subscription},
 };
 
@@ -417,10 +418,8 @@ impl<'a> Session<'a> {
                 return Ok(());
             }
         };
-        if entries.is_empty() {
-            return Ok(());
-        }
-        self.hungry = true;
+        let bytes: usize = entries.iter().map(|entry| entry.message.content.bytes.len()).sum();
+        self.hungry |= entries.len() == PAGE || bytes >= SMALL_PAGE_BYTES;
         for entry in entries {
             self.cursor = entry.seq;
             let frame = match self.dialect {

@@ -77,7 +77,11 @@ impl Store {
         let met = self.contacts.unknown(&rows.sender, &rows.addressed_to);
         rows.meet(&met);
         let fresh = if rows.is_plain() && !self.announces {
-            rows.insert(&mut *self.pool.acquire().await?).await?
+            let mut connection = self.pool.acquire().await?;
+            match rows.insert_fresh(&mut connection).await? {
+                true => rows.all(),
+                false => rows.insert(&mut connection).await?,
+            }
         } else {
             let mut transaction = self.pool.begin().await?;
             let fresh = rows.insert(&mut transaction).await?;
@@ -769,6 +773,16 @@ impl Rows {
         self.sealed.push(sealed);
     }
 
+    /// A column of the messages, for each row of `inbox`.
+    fn of_inbox<T: Clone>(&self, column: &[T]) -> Vec<T> {
+        self.inbox_message.iter().map(|number| column[*number as usize - 1].clone()).collect()
+    }
+
+    fn all(&self) -> HashMap<(Uuid, String), Time> {
+        let keys = self.message_id.iter().copied().zip(self.sender.iter().cloned());
+        keys.zip(self.accepted_at.iter().copied()).collect()
+    }
+
     /// Whether one statement does it all.
     fn is_plain(&self) -> bool {
         self.outbox.is_empty() && self.contact_peer.is_empty() && !self.carries_files
@@ -780,6 +794,82 @@ impl Rows {
             self.contact_peer.push(self.sender[number].clone());
             self.contact_other.push(self.addressed_to[number].clone());
             self.contact_conversation.push(self.conversation[number]);
+        }
+    }
+
+    /// Inserts messages and inbox rows when none of them was known before, else nothing; returns
+    /// whether it did.
+    ///
+    /// Half the work of [`insert`](Self::insert), which has to ask first.
+    async fn insert_fresh(&self, connection: &mut PgConnection) -> sqlx::Result<bool> {
+        let inserted = sqlx::query!(
+            r#"
+            with key as (
+                insert into message_key
+                    (message_id, sender, accepted_at, conversation, fingerprint, expires_at)
+                select * from unnest(
+                    $1::uuid[], $2::text[], $3::timestamptz[], $4::bigint[], $5::bytea[],
+                    $6::timestamptz[]
+                )
+            ), kept as (
+                insert into message (
+                    message_id, sender, accepted_at, conversation, expires_at, addressed_to,
+                    recipients, priority, min_anonymity, is_text, size_bytes, sealed
+                )
+                select message_id, sender, accepted_at, conversation, expires_at, addressed_to,
+                       string_to_array(recipients, ' '), priority, min_anonymity, is_text,
+                       size_bytes, sealed
+                from unnest(
+                    $1::uuid[], $2::text[], $3::timestamptz[], $4::bigint[], $6::timestamptz[],
+                    $7::text[], $8::text[], $9::smallint[], $10::smallint[], $11::boolean[],
+                    $12::integer[], $13::bytea[]
+                ) as batch (
+                    message_id, sender, accepted_at, conversation, expires_at, addressed_to,
+                    recipients, priority, min_anonymity, is_text, size_bytes, sealed
+                )
+            )
+            insert into inbox (
+                recipient, position, message_id, sender, accepted_at, conversation, expires_at,
+                size_bytes
+            )
+            select recipient, accepted_at, message_id, sender, accepted_at, conversation, expires_at,
+                   size_bytes
+            from unnest(
+                $14::text[], $15::timestamptz[], $16::uuid[], $17::text[], $18::bigint[],
+                $19::timestamptz[], $20::integer[]
+            ) as owed (
+                recipient, accepted_at, message_id, sender, conversation, expires_at, size_bytes
+            )
+            "#,
+            &self.message_id,
+            &self.sender,
+            &self.accepted_at,
+            &self.conversation,
+            &self.fingerprint,
+            &self.expires_at,
+            &self.addressed_to,
+            &self.recipients,
+            &self.priority,
+            &self.min_anonymity,
+            &self.is_text,
+            &self.size_bytes,
+            &self.sealed,
+            &self.inbox_recipient,
+            &self.of_inbox(&self.accepted_at),
+            &self.of_inbox(&self.message_id),
+            &self.of_inbox(&self.sender),
+            &self.of_inbox(&self.conversation),
+            &self.of_inbox(&self.expires_at),
+            &self.of_inbox(&self.size_bytes),
+        )
+        .execute(connection)
+        .await;
+        match inserted {
+            Ok(_) => Ok(true),
+            Err(sqlx::Error::Database(error)) if error.constraint() == Some("message_key_pkey") => {
+                Ok(false)
+            }
+            Err(error) => Err(error),
         }
     }
 

@@ -10,7 +10,7 @@ use fieldpost_envelope::{GroupId, MessageId, MessageStatus, PeerId};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use crate::store::{Store, inbox::is_division_by_zero, words};
+use crate::store::{Store, show::is_division_by_zero, words};
 
 /// How many messages are given positions at a time.
 const SHOW_BATCH: i64 = 1000;

@@ -1,0 +1,222 @@
+//! Many askers, few statements: what is asked while a statement runs is answered by the next one.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    future::Future,
+    hash::Hash,
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::oneshot;
+
+/// The most questions that one statement answers.
+pub(super) const MOST_QUESTIONS: usize = 64;
+/// Statements of one kind at a time: a second one, so that one slow question does not hold up all
+/// others.
+const MOST_STATEMENTS: usize = 2;
+
+/// Something that can be asked together with others.
+pub(super) trait Question: Clone + Send + 'static {
+    /// No two questions with the same key go into one statement.
+    type Key: Eq + Hash;
+
+    fn key(&self) -> Self::Key;
+}
+
+/// Collects the questions of one kind.
+///
+/// There are never more of them than there are askers.
+pub(super) struct Batches<Q, A>(Mutex<State<Q, A>>);
+
+struct State<Q, A> {
+    waiting: VecDeque<Asked<Q, A>>,
+    statements: usize,
+}
+
+struct Asked<Q, A> {
+    question: Q,
+    answer: oneshot::Sender<sqlx::Result<A>>,
+}
+
+impl<Q, A> Default for Batches<Q, A> {
+    fn default() -> Self {
+        Self(Mutex::new(State { waiting: VecDeque::new(), statements: 0 }))
+    }
+}
+
+impl<Q: Question, A: Send + 'static> Batches<Q, A> {
+    /// Asks, and returns the answer of the statement that the question went into.
+    ///
+    /// `statement` answers in the order of its questions. If the future is dropped, the question may
+    /// have been asked or not.
+    pub(super) async fn ask<S, F>(self: &Arc<Self>, question: Q, statement: S) -> sqlx::Result<A>
+    where
+        S: Fn(Vec<Q>) -> F + Send + Sync + 'static,
+        F: Future<Output = sqlx::Result<Vec<A>>> + Send,
+    {
+        let (answer, answered) = oneshot::channel();
+        let begins = {
+            let mut state = self.lock();
+            state.waiting.push_back(Asked { question, answer });
+            let begins = state.statements < MOST_STATEMENTS;
+            state.statements += usize::from(begins);
+            begins
+        };
+        if begins {
+            // Not the asker itself, who may go away at any time. It ends when nobody asks.
+            let running = Running { batches: self.clone(), is_over: false };
+            tokio::spawn(async move { running.run(statement).await });
+        }
+        answered.await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<Q, A>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The right to run one statement after the other.
+struct Running<Q: Question, A: Send + 'static> {
+    batches: Arc<Batches<Q, A>>,
+    is_over: bool,
+}
+
+impl<Q: Question, A: Send + 'static> Running<Q, A> {
+    async fn run<S, F>(mut self, statement: S)
+    where
+        S: Fn(Vec<Q>) -> F + Send + Sync,
+        F: Future<Output = sqlx::Result<Vec<A>>> + Send,
+    {
+        loop {
+            let batch = self.next();
+            if batch.is_empty() {
+                return;
+            }
+            let questions = batch.iter().map(|asked| asked.question.clone()).collect();
+            match statement(questions).await {
+                Ok(answers) => {
+                    for (asked, answer) in batch.into_iter().zip(answers) {
+                        let _ = asked.answer.send(Ok(answer));
+                    }
+                }
+                Err(error) if batch.len() > 1 && error.as_database_error().is_some() => {
+                    // What one question suffers must not befall the others.
+                    for asked in batch {
+                        let one = statement(vec![asked.question]).await;
+                        let answer = one.and_then(|answers| {
+                            answers.into_iter().next().ok_or(sqlx::Error::RowNotFound)
+                        });
+                        let _ = asked.answer.send(answer);
+                    }
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    let errors = std::iter::once(error)
+                        .chain(std::iter::repeat_with(|| sqlx::Error::Protocol(text.clone())));
+                    for (asked, error) in batch.into_iter().zip(errors) {
+                        let _ = asked.answer.send(Err(error));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes what can be asked together, leaving what nobody waits for any more. With nothing taken,
+    /// the right is given back.
+    fn next(&mut self) -> Vec<Asked<Q, A>> {
+        let mut state = self.batches.lock();
+        let (mut batch, mut keys) = (Vec::new(), HashSet::new());
+        for asked in mem::take(&mut state.waiting) {
+            if asked.answer.is_closed() {
+                continue;
+            }
+            if batch.len() < MOST_QUESTIONS && keys.insert(asked.question.key()) {
+                batch.push(asked);
+            } else {
+                state.waiting.push_back(asked);
+            }
+        }
+        if batch.is_empty() {
+            state.statements -= 1;
+            self.is_over = true;
+        }
+        batch
+    }
+}
+
+impl<Q: Question, A: Send + 'static> Drop for Running<Q, A> {
+    fn drop(&mut self) {
+        // After a panic.
+        if !self.is_over {
+            self.batches.lock().statements -= 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::future::join_all;
+
+    use super::*;
+
+    impl Question for u32 {
+        type Key = Self;
+
+        fn key(&self) -> Self {
+            *self
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_while_statements_run_is_answered_by_the_next() {
+        let (batches, statements) = (Arc::new(Batches::default()), Arc::new(AtomicUsize::new(0)));
+        let answers = join_all((0..40_u32).map(|number| {
+            let statements = statements.clone();
+            batches.ask(number, move |numbers: Vec<u32>| {
+                statements.fetch_add(1, Ordering::Relaxed);
+                async move {
+                    tokio::task::yield_now().await;
+                    Ok(numbers.iter().map(|number| number * 2).collect())
+                }
+            })
+        }))
+        .await;
+        for (number, answer) in answers.into_iter().enumerate() {
+            assert_eq!(answer.unwrap() as usize, number * 2);
+        }
+        assert!(statements.load(Ordering::Relaxed) <= MOST_STATEMENTS + 1);
+    }
+
+    #[tokio::test]
+    async fn the_same_is_not_asked_twice_in_one_statement() {
+        let batches = Arc::new(Batches::default());
+        let answers = join_all((0..10).map(|_| {
+            batches.ask(7_u32, |numbers: Vec<u32>| async move { Ok(vec![numbers.len()]) })
+        }))
+        .await;
+        assert!(answers.into_iter().all(|answer| answer.unwrap() == 1));
+    }
+
+    #[tokio::test]
+    async fn after_a_panic_questions_are_answered() {
+        let batches = Arc::new(Batches::<u32, u32>::default());
+        for _ in 0..2 * MOST_STATEMENTS {
+            let answer = batches.ask(1, |_| async { panic!("planted") }).await;
+            assert!(matches!(answer, Err(sqlx::Error::WorkerCrashed)));
+        }
+        assert_eq!(batches.ask(1, |numbers| async { Ok(numbers) }).await.unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_outage_is_told_to_all() {
+        let batches = Arc::new(Batches::<u32, u32>::default());
+        let answers = join_all(
+            (0..10).map(|number| batches.ask(number, |_| async { Err(sqlx::Error::PoolTimedOut) })),
+        )
+        .await;
+        assert!(answers.iter().all(Result::is_err));
+    }
+}

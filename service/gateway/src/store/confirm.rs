@@ -1,0 +1,191 @@
+//! Taking clients' confirmations.
+
+use fieldpost_delivery::{Confirm, Seq, Settled, Time};
+use fieldpost_envelope::{MessageStatus, PeerId};
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use crate::store::{Store, batches::Question, inbox::settled};
+
+/// That one peer's client has all up to a position.
+#[derive(Clone)]
+pub(super) struct UpTo {
+    now: Time,
+    peer: PeerId,
+    seq: Seq,
+    status: MessageStatus,
+}
+
+impl Question for UpTo {
+    type Key = PeerId;
+
+    fn key(&self) -> PeerId {
+        self.peer.clone()
+    }
+}
+
+impl Store {
+    /// Takes a client's confirmation; see [`fieldpost_delivery::Store::confirm`].
+    pub(super) async fn confirm_inbox(
+        &self,
+        now: Time,
+        peer: &PeerId,
+        what: &Confirm,
+        read: bool,
+    ) -> sqlx::Result<Vec<Settled>> {
+        let status = if read { MessageStatus::Read } else { MessageStatus::Delivered };
+        match what {
+            Confirm::UpTo(seq) => self.confirm_up_to(now, peer, *seq, status).await,
+            Confirm::Messages(messages) => {
+                let ids: Vec<Uuid> = messages.iter().map(|(id, _)| id.0).collect();
+                let senders: Vec<Option<String>> = messages
+                    .iter()
+                    .map(|(_, sender)| sender.as_ref().map(ToString::to_string))
+                    .collect();
+                self.confirm_messages(now, peer, &ids, &senders, status).await
+            }
+        }
+    }
+
+    async fn confirm_up_to(
+        &self,
+        now: Time,
+        peer: &PeerId,
+        seq: Seq,
+        status: MessageStatus,
+    ) -> sqlx::Result<Vec<Settled>> {
+        let pool = self.pool.clone();
+        let asked = UpTo { now, peer: peer.clone(), seq, status };
+        self.confirmations.ask(asked, move |asked| confirm_each(pool.clone(), asked)).await
+    }
+
+    async fn confirm_messages(
+        &self,
+        now: Time,
+        peer: &PeerId,
+        ids: &[Uuid],
+        senders: &[Option<String>],
+        status: MessageStatus,
+    ) -> sqlx::Result<Vec<Settled>> {
+        let rows = sqlx::query!(
+            r#"
+            with asked as (
+                select distinct * from unnest($2::uuid[], $3::text[]) as asked (message_id, sender)
+            ), located as (
+                select k.message_id, k.sender, k.accepted_at, k.accepted_at as position
+                from asked a join message_key k
+                    on k.message_id = a.message_id and k.sender = coalesce(a.sender, k.sender)
+                union
+                select b.message_id, b.sender, b.accepted_at, b.position
+                from asked a join inbound b
+                    on b.message_id = a.message_id and b.sender = coalesce(a.sender, b.sender)
+                where b.recipient = $1
+            ), gone as (
+                delete from inbox i using located l
+                where i.recipient = $1 and i.position = l.position
+                  and i.message_id = l.message_id and i.sender = l.sender and i.seq is not null
+                returning i.message_id, i.sender, i.accepted_at, i.seq
+            ), ended as (
+                insert into delivery (
+                    accepted_at, message_id, sender, recipient, status, at, delivered_at, seq
+                )
+                select accepted_at, message_id, sender, $1, $4, $5, $5, seq from gone
+            ), reread as (
+                update delivery d
+                set status = $4, at = $5, delivered_at = coalesce(d.delivered_at, $5)
+                from located l
+                where ((d.status = 'delivered' and $4 = 'read')
+                       or (d.status = 'expired' and d.seq is not null))
+                  and d.recipient = $1
+                  and d.message_id = l.message_id and d.sender = l.sender
+                  and d.accepted_at = l.accepted_at
+                returning d.message_id, d.sender
+            ), settled as (
+                select message_id, sender from gone union all select message_id, sender from reread
+            ), owed as (
+                insert into receipt (digest, kind, gateway, at, level, next_attempt_at, expires_at)
+                select b.digest, $4, b.gateway, $5, b.level, $5, $5 + interval '30 days'
+                from settled s join inbound b using (message_id, sender)
+                where b.recipient = $1 and position('@' in s.sender) > 0 and b.gateway <> ''
+                on conflict do nothing
+            )
+            select message_id as "message_id!", sender as "sender!" from settled
+            "#,
+            peer.as_str(),
+            ids,
+            senders as &[Option<String>],
+            status.as_str(),
+            now,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter()
+            .map(|row| settled(row.message_id, &row.sender, peer.to_string(), status, now))
+            .collect()
+    }
+}
+
+/// Takes many confirmations at once, so that they share a statement, a commit and a flush.
+async fn confirm_each(pool: PgPool, asked: Vec<UpTo>) -> sqlx::Result<Vec<Vec<Settled>>> {
+    let now = asked.iter().map(|asked| asked.now).max().unwrap_or_default();
+    let peers: Vec<String> = asked.iter().map(|asked| asked.peer.to_string()).collect();
+    let seqs: Vec<Seq> = asked.iter().map(|asked| asked.seq).collect();
+    let statuses: Vec<String> =
+        asked.iter().map(|asked| asked.status.as_str().to_owned()).collect();
+    let rows = sqlx::query!(
+        r#"
+        with asked as (
+            select * from unnest($1::text[], $2::bigint[], $3::text[])
+                with ordinality as asked (peer, up_to, status, number)
+        ), gone as (
+            delete from inbox i
+            using asked a join inbox_head h on h.peer = a.peer
+            where i.recipient = a.peer and i.seq <= a.up_to and i.position <= h.last_position
+            returning a.number, a.status, i.message_id, i.sender, i.recipient, i.accepted_at, i.seq
+        ), ended as (
+            insert into delivery (
+                accepted_at, message_id, sender, recipient, status, at, delivered_at, seq
+            )
+            select accepted_at, message_id, sender, recipient, status, $4, $4, seq from gone
+        ), reread as (
+            update delivery d
+            set status = 'read', at = $4
+            from asked a
+            where a.status = 'read' and d.recipient = a.peer and d.seq <= a.up_to
+              and d.status = 'delivered'
+            returning a.number, a.status, d.message_id, d.sender, d.recipient
+        ), corrected as (
+            update delivery d
+            set status = a.status, at = $4, delivered_at = $4
+            from asked a
+            where d.recipient = a.peer and d.seq <= a.up_to and d.status = 'expired'
+            returning a.number, a.status, d.message_id, d.sender, d.recipient
+        ), settled as (
+            select number, status, message_id, sender, recipient from gone
+            union all select * from reread
+            union all select * from corrected
+        ), owed as (
+            insert into receipt (digest, kind, gateway, at, level, next_attempt_at, expires_at)
+            select b.digest, s.status, b.gateway, $4, b.level, $4, $4 + interval '30 days'
+            from settled s join inbound b using (message_id, sender, recipient)
+            where position('@' in s.sender) > 0 and b.gateway <> ''
+            on conflict do nothing
+        )
+        select number as "number!", message_id as "message_id!", sender as "sender!" from settled
+        "#,
+        &peers,
+        &seqs,
+        &statuses,
+        now,
+    )
+    .fetch_all(&pool)
+    .await?;
+    let mut answers: Vec<Vec<Settled>> = asked.iter().map(|_| Vec::new()).collect();
+    for row in rows {
+        let number = row.number as usize - 1;
+        let UpTo { peer, status, .. } = &asked[number];
+        let settled = settled(row.message_id, &row.sender, peer.to_string(), *status, now)?;
+        answers[number].push(settled);
+    }
+    Ok(answers)
+}

@@ -1,0 +1,292 @@
+//! Showing a recipient what waits for it.
+
+use fieldpost_delivery::{InboxEntry, Seq, Time};
+use fieldpost_envelope::PeerId;
+use sqlx::PgPool;
+
+use crate::store::{
+    Store,
+    batches::{MOST_QUESTIONS, Question},
+    messages::Sealed,
+};
+
+/// Showing is tried again when another replica was faster; more often than this it cannot lose
+/// without somebody else having made progress each time.
+const SHOW_ATTEMPTS: usize = 8;
+
+/// A page ends with the message that takes it over so many bytes of content.
+const PAGE_BYTES: i64 = 4 << 20;
+/// With fewer bytes of content, a page that is not full is the last one.
+pub const SMALL_PAGE_BYTES: usize = PAGE_BYTES as usize / MOST_QUESTIONS;
+
+/// An inbox row with its message.
+pub(super) struct Shown {
+    seq: Seq,
+    gap: bool,
+    late: bool,
+    row: Sealed,
+}
+
+/// One look of one peer's client.
+#[derive(Clone)]
+pub(super) struct Look {
+    now: Time,
+    peer: PeerId,
+    after: Seq,
+    limit: i64,
+}
+
+impl Question for Look {
+    type Key = PeerId;
+
+    fn key(&self) -> PeerId {
+        self.peer.clone()
+    }
+}
+
+impl Store {
+    /// Shows the next messages; see [`fieldpost_delivery::Store::show`].
+    pub(super) async fn show_inbox(
+        &self,
+        now: Time,
+        peer: &PeerId,
+        after: Seq,
+        limit: usize,
+    ) -> sqlx::Result<Vec<InboxEntry>> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut shown = Vec::new();
+        let mut cursor = after;
+        for _ in 0..SHOW_ATTEMPTS {
+            let (last_seq, fresh) = self
+                .give_positions(Look {
+                    now,
+                    peer: peer.clone(),
+                    after: cursor,
+                    limit: limit - shown.len() as i64,
+                })
+                .await?;
+            if !fresh.is_empty() {
+                shown.extend(fresh);
+                break;
+            }
+            let Some(last_seq) = last_seq else {
+                self.create_head(peer).await?;
+                continue;
+            };
+            if last_seq <= cursor {
+                break;
+            }
+            // Positions above the cursor were given before: by an earlier look, or elsewhere.
+            let again = self.shown_before(now, peer, cursor, limit).await?;
+            let bytes: usize = again.iter().map(|shown| shown.row.sealed.len()).sum();
+            let is_full = again.len() as i64 == limit || bytes as i64 >= PAGE_BYTES;
+            shown.extend(again);
+            if is_full {
+                break;
+            }
+            // Others may have given positions between the two looks, which the page then holds.
+            cursor = shown.last().map_or(last_seq, |shown| shown.seq.max(last_seq));
+        }
+        let mut entries = Vec::with_capacity(shown.len());
+        for Shown { seq, gap, late, row } in shown {
+            let accepted_at = row.accepted_at;
+            entries.push(InboxEntry {
+                seq,
+                accepted_at,
+                message: self.unseal(row).await?,
+                gap,
+                late,
+            });
+        }
+        Ok(entries)
+    }
+
+    /// Gives positions to what has none, if `after` is the last given one; returns that one, and
+    /// what was shown for the first time.
+    async fn give_positions(&self, look: Look) -> sqlx::Result<(Option<Seq>, Vec<Shown>)> {
+        let pool = self.pool.clone();
+        let statement = move |looks| give_to_each(pool.clone(), looks);
+        match self.looks.ask(look.clone(), statement).await {
+            Err(error) if is_division_by_zero(&error) => Ok((Some(look.after), Vec::new())),
+            outcome => outcome,
+        }
+    }
+
+    pub(super) async fn create_head(&self, peer: &PeerId) -> sqlx::Result<()> {
+        sqlx::query!(
+            r#"
+            insert into inbox_head (peer, last_seq, last_position)
+            values ($1, 0, '-infinity')
+            on conflict do nothing
+            "#,
+            peer.as_str(),
+        )
+        .execute(&self.pool)
+        .await
+        .map(drop)
+    }
+
+    async fn shown_before(
+        &self,
+        now: Time,
+        peer: &PeerId,
+        after: Seq,
+        limit: i64,
+    ) -> sqlx::Result<Vec<Shown>> {
+        let rows = sqlx::query!(
+            r#"
+            select i.seq as "seq!", i.gap, i.late, m.accepted_at, m.message_id, m.sender,
+                   m.addressed_to, m.expires_at, m.priority, m.min_anonymity, m.is_text, m.sealed
+            from (
+                select *, sum(size_bytes) over (order by seq) - size_bytes as bytes_before
+                from inbox
+                where recipient = $1 and seq > $2 and expires_at > $3
+                  and position <= (select last_position from inbox_head where peer = $1)
+                order by seq
+                limit $4
+            ) i
+            join message m
+                on (m.conversation, m.accepted_at, m.message_id, m.sender)
+                 = (i.conversation, i.accepted_at, i.message_id, i.sender)
+            where i.bytes_before < $5
+            order by i.seq
+            "#,
+            peer.as_str(),
+            after,
+            now,
+            limit,
+            PAGE_BYTES,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| Shown {
+                seq: row.seq,
+                gap: row.gap,
+                late: row.late,
+                row: Sealed {
+                    accepted_at: row.accepted_at,
+                    message_id: row.message_id,
+                    sender: row.sender,
+                    addressed_to: row.addressed_to,
+                    expires_at: row.expires_at,
+                    priority: row.priority,
+                    min_anonymity: row.min_anonymity,
+                    is_text: row.is_text,
+                    sealed: row.sealed,
+                },
+            })
+            .collect())
+    }
+}
+
+/// Answers many looks at once, so that they share a statement, a commit and a flush.
+async fn give_to_each(
+    pool: PgPool,
+    looks: Vec<Look>,
+) -> sqlx::Result<Vec<(Option<Seq>, Vec<Shown>)>> {
+    let now = looks.iter().map(|look| look.now).max().unwrap_or_default();
+    let peers: Vec<String> = looks.iter().map(|look| look.peer.to_string()).collect();
+    let afters: Vec<Seq> = looks.iter().map(|look| look.after).collect();
+    let limits: Vec<i64> = looks.iter().map(|look| look.limit).collect();
+    let rows = sqlx::query!(
+        r#"
+        with asked as (
+            select * from unnest($1::text[], $2::bigint[], $3::bigint[])
+                with ordinality as asked (peer, after, most, number)
+        ), head as materialized (
+            select peer, last_seq from inbox_head where peer = any($1) order by peer for update
+        ), fresh as materialized (
+            select a.peer, w.position, w.message_id, w.sender, h.last_seq + w.number as seq
+            from asked a
+            join head h on h.peer = a.peer and h.last_seq = a.after
+            cross join lateral (
+                select position, message_id, sender,
+                       row_number() over (order by position, message_id, sender) as number,
+                       sum(size_bytes) over (order by position, message_id, sender)
+                           - size_bytes as bytes_before
+                from inbox
+                where recipient = a.peer and seq is null and expires_at > $4
+                order by position, message_id, sender
+                limit a.most
+            ) w
+            where w.bytes_before < $5
+        ), given as (
+            update inbox i
+            set seq = fresh.seq
+            from fresh
+            where i.recipient = fresh.peer and i.position = fresh.position
+              and i.message_id = fresh.message_id and i.sender = fresh.sender
+              and i.seq is null
+            returning i.recipient, i.seq, i.position, i.message_id, i.sender, i.accepted_at,
+                      i.conversation, i.gap, i.late
+        ), moved as (
+            -- Another replica may have given a position to a row while we waited for the head;
+            -- then the numbers have a hole, and the division undoes the statement.
+            update inbox_head h
+            set last_seq = h.last_seq + f.count / ((coalesce(g.count, 0) = f.count)::integer),
+                last_position = greatest(h.last_position, g.last)
+            from (select peer, count(*) from fresh group by peer) f
+            left join (
+                select recipient, count(*), max(position) as last from given group by recipient
+            ) g on g.recipient = f.peer
+            where h.peer = f.peer
+        )
+        select a.number as "number!", h.last_seq as "last_seq?", g.seq as "seq?", g.gap as "gap?",
+               g.late as "late?", m.accepted_at as "accepted_at?", m.message_id as "message_id?",
+               m.sender as "sender?", m.addressed_to as "addressed_to?",
+               m.expires_at as "expires_at?", m.priority as "priority?",
+               m.min_anonymity as "min_anonymity?", m.is_text as "is_text?",
+               m.sealed as "sealed?"
+        from asked a
+        left join head h on h.peer = a.peer
+        left join (
+            given g join message m
+                on (m.conversation, m.accepted_at, m.message_id, m.sender)
+                 = (g.conversation, g.accepted_at, g.message_id, g.sender)
+        ) on g.recipient = a.peer
+        order by a.number, g.seq
+        "#,
+        &peers,
+        &afters,
+        &limits,
+        now,
+        PAGE_BYTES / i64::try_from(looks.len()).unwrap_or(i64::MAX),
+    )
+    .fetch_all(&pool)
+    .await?;
+    let mut answers: Vec<(Option<Seq>, Vec<Shown>)> = Vec::with_capacity(looks.len());
+    for row in rows {
+        // Each look has at least one row, and they come in its order.
+        if answers.len() < row.number as usize {
+            answers.push((row.last_seq, Vec::new()));
+        }
+        let shown = (|| {
+            Some(Shown {
+                seq: row.seq?,
+                gap: row.gap?,
+                late: row.late?,
+                row: Sealed {
+                    accepted_at: row.accepted_at?,
+                    message_id: row.message_id?,
+                    sender: row.sender?,
+                    addressed_to: row.addressed_to?,
+                    expires_at: row.expires_at?,
+                    priority: row.priority?,
+                    min_anonymity: row.min_anonymity?,
+                    is_text: row.is_text?,
+                    sealed: row.sealed?,
+                },
+            })
+        })();
+        if let Some((_, page)) = answers.last_mut() {
+            page.extend(shown);
+        }
+    }
+    Ok(answers)
+}
+
+pub(super) fn is_division_by_zero(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|error| error.code()).as_deref() == Some("22012")
+}
