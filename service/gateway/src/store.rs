@@ -14,7 +14,7 @@ use crate::{
     Identity,
     clock::Clock,
     secrets::{DataKey, MasterKey},
-    store::{batches::Batches, contacts::Contacts},
+    store::{batches::Batches, contacts::Contacts, warm::WarmConnections},
 };
 
 mod access;
@@ -39,6 +39,7 @@ mod presence;
 pub mod quota;
 pub mod schema;
 mod show;
+mod warm;
 mod words;
 
 pub use access::{MAX_INVITES, MAX_TICKETS, NONCE_LIFETIME, Renewed, TICKET_LIFETIME, TokenHolder};
@@ -62,6 +63,7 @@ pub use show::SMALL_PAGE_BYTES;
 #[derive(Clone)]
 pub struct Store {
     pool: PgPool,
+    warm: WarmConnections,
     clock: Clock,
     master_key: Arc<MasterKey>,
     identity: Arc<OnceLock<Identity>>,
@@ -90,6 +92,7 @@ impl Store {
     /// A store over `pool`; nothing is read yet.
     pub fn new(pool: PgPool, clock: Clock, master_key: MasterKey) -> Self {
         Self {
+            warm: WarmConnections::new(pool.clone()),
             pool,
             clock,
             master_key: Arc::new(master_key),

@@ -2,10 +2,9 @@
 
 use fieldpost_delivery::{Confirm, Seq, Settled, Time};
 use fieldpost_envelope::{MessageStatus, PeerId};
-use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::store::{Store, batches::Question, inbox::settled};
+use crate::store::{Store, batches::Question, inbox::settled, warm::WarmConnections};
 
 /// That one peer's client has all up to a position.
 #[derive(Clone)]
@@ -54,9 +53,9 @@ impl Store {
         seq: Seq,
         status: MessageStatus,
     ) -> sqlx::Result<Vec<Settled>> {
-        let pool = self.pool.clone();
+        let warm = self.warm.clone();
         let asked = UpTo { now, peer: peer.clone(), seq, status };
-        self.confirmations.ask(asked, move |asked| confirm_each(pool.clone(), asked)).await
+        self.confirmations.ask(asked, move |asked| confirm_each(warm.clone(), asked)).await
     }
 
     async fn confirm_messages(
@@ -126,12 +125,13 @@ impl Store {
 }
 
 /// Takes many confirmations at once, so that they share a statement, a commit and a flush.
-async fn confirm_each(pool: PgPool, asked: Vec<UpTo>) -> sqlx::Result<Vec<Vec<Settled>>> {
+async fn confirm_each(warm: WarmConnections, asked: Vec<UpTo>) -> sqlx::Result<Vec<Vec<Settled>>> {
     let now = asked.iter().map(|asked| asked.now).max().unwrap_or_default();
     let peers: Vec<String> = asked.iter().map(|asked| asked.peer.to_string()).collect();
     let seqs: Vec<Seq> = asked.iter().map(|asked| asked.seq).collect();
     let statuses: Vec<String> =
         asked.iter().map(|asked| asked.status.as_str().to_owned()).collect();
+    let mut connection = warm.take().await?;
     let rows = sqlx::query!(
         r#"
         with asked as (
@@ -178,8 +178,9 @@ async fn confirm_each(pool: PgPool, asked: Vec<UpTo>) -> sqlx::Result<Vec<Vec<Se
         &statuses,
         now,
     )
-    .fetch_all(&pool)
+    .fetch_all(&mut *connection)
     .await?;
+    connection.keep();
     let mut answers: Vec<Vec<Settled>> = asked.iter().map(|_| Vec::new()).collect();
     for row in rows {
         let number = row.number as usize - 1;

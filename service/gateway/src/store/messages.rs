@@ -77,11 +77,13 @@ impl Store {
         let met = self.contacts.unknown(&rows.sender, &rows.addressed_to);
         rows.meet(&met);
         let fresh = if rows.is_plain() && !self.announces {
-            let mut connection = self.pool.acquire().await?;
-            match rows.insert_fresh(&mut connection).await? {
+            let mut connection = self.warm.take().await?;
+            let fresh = match rows.insert_fresh(&mut connection).await? {
                 true => rows.all(),
                 false => rows.insert(&mut connection).await?,
-            }
+            };
+            connection.keep();
+            fresh
         } else {
             let mut transaction = self.pool.begin().await?;
             let fresh = rows.insert(&mut transaction).await?;

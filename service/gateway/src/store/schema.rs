@@ -27,7 +27,7 @@ const BEAT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long migrations may take, and may wait for another replica's.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
 /// A connection that has idled so long is tried before it is used.
-const IDLE_BEFORE_TEST: Duration = Duration::from_secs(1);
+pub(super) const IDLE_BEFORE_TEST: Duration = Duration::from_secs(1);
 const MIGRATIONS_TABLE: &str = "_sqlx_migrations";
 
 static MIGRATOR: Migrator = sqlx::migrate!("../../migrations");
@@ -123,6 +123,12 @@ async fn configure(connection: &mut PgConnection) -> sqlx::Result<()> {
             set_config('lock_timeout', '10s', false) as lock_timeout,
             set_config('idle_in_transaction_session_timeout', '30s', false) as idle_timeout,
             set_config('timezone', 'UTC', false) as timezone,
+            -- Every statement is made for an index. A plan made while a table was empty must serve
+            -- when a backlog fills it, and planning anew each time would cost more than the work.
+            set_config('enable_seqscan', 'off', false) as enable_seqscan,
+            set_config('random_page_cost', '1.1', false) as random_page_cost,
+            set_config('plan_cache_mode', 'force_generic_plan', false) as plan_cache_mode,
+            set_config('jit', 'off', false) as jit,
             -- Stronger levels are the operator's to choose.
             case current_setting('synchronous_commit') when 'off' then
                 set_config('synchronous_commit', 'on', false)
@@ -310,6 +316,7 @@ impl Store {
     /// Lets go of all connections; what is asked from now on fails.
     pub async fn close(&self) {
         // Connections that are stuck in a dead network are not worth waiting for.
+        self.warm.clear();
         let _ = timeout(Duration::from_secs(3), self.pool.close()).await;
     }
 }

@@ -2,12 +2,12 @@
 
 use fieldpost_delivery::{InboxEntry, Seq, Time};
 use fieldpost_envelope::PeerId;
-use sqlx::PgPool;
 
 use crate::store::{
     Store,
     batches::{MOST_QUESTIONS, Question},
     messages::Sealed,
+    warm::WarmConnections,
 };
 
 /// Showing is tried again when another replica was faster; more often than this it cannot lose
@@ -104,8 +104,8 @@ impl Store {
     /// Gives positions to what has none, if `after` is the last given one; returns that one, and
     /// what was shown for the first time.
     async fn give_positions(&self, look: Look) -> sqlx::Result<(Option<Seq>, Vec<Shown>)> {
-        let pool = self.pool.clone();
-        let statement = move |looks| give_to_each(pool.clone(), looks);
+        let warm = self.warm.clone();
+        let statement = move |looks| give_to_each(warm.clone(), looks);
         match self.looks.ask(look.clone(), statement).await {
             Err(error) if is_division_by_zero(&error) => Ok((Some(look.after), Vec::new())),
             outcome => outcome,
@@ -183,13 +183,14 @@ impl Store {
 
 /// Answers many looks at once, so that they share a statement, a commit and a flush.
 async fn give_to_each(
-    pool: PgPool,
+    warm: WarmConnections,
     looks: Vec<Look>,
 ) -> sqlx::Result<Vec<(Option<Seq>, Vec<Shown>)>> {
     let now = looks.iter().map(|look| look.now).max().unwrap_or_default();
     let peers: Vec<String> = looks.iter().map(|look| look.peer.to_string()).collect();
     let afters: Vec<Seq> = looks.iter().map(|look| look.after).collect();
     let limits: Vec<i64> = looks.iter().map(|look| look.limit).collect();
+    let mut connection = warm.take().await?;
     let rows = sqlx::query!(
         r#"
         with asked as (
@@ -207,7 +208,8 @@ async fn give_to_each(
                        sum(size_bytes) over (order by position, message_id, sender)
                            - size_bytes as bytes_before
                 from inbox
-                where recipient = a.peer and seq is null and expires_at > $4
+                -- Not a condition for an index: the one that gives the order is to be used.
+                where recipient = a.peer and seq is null and (expires_at > $4) is true
                 order by position, message_id, sender
                 limit a.most
             ) w
@@ -254,8 +256,9 @@ async fn give_to_each(
         now,
         PAGE_BYTES / i64::try_from(looks.len()).unwrap_or(i64::MAX),
     )
-    .fetch_all(&pool)
+    .fetch_all(&mut *connection)
     .await?;
+    connection.keep();
     let mut answers: Vec<(Option<Seq>, Vec<Shown>)> = Vec::with_capacity(looks.len());
     for row in rows {
         // Each look has at least one row, and they come in its order.
