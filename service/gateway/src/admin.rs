@@ -108,13 +108,14 @@ impl AdminCommand {
 ///
 /// Says why it could not be done.
 pub async fn run(mut command: AdminCommand) -> anyhow::Result<()> {
-    let database = Database::open_beside_a_gateway(command.database_mut()).await?;
-    if let AdminCommand::Migrate(_) = command {
+    if let AdminCommand::Migrate(config) = &command {
+        let database = Database::open_beside_a_gateway(config).await?;
         schema::migrate(&database.options).await?;
         Database::close(database.embedded).await;
         return print("the schema is up to date");
     }
-    let Database { options, embedded, master_key } = database;
+    let Database { options, embedded, master_key } =
+        Database::open_existing(command.database_mut()).await?;
     let clock = Clock::default();
     let store = Store::new(schema::pool(options.clone()), clock.clone(), master_key);
     let keeper = Keeper::new(options, store.clone(), clock.clone(), Readiness::starting());

@@ -26,7 +26,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use fieldpost_envelope::PeerId;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
 pub use self::error::ClientError;
 use self::{api::Api, credentials::Credentials, output::Output};
@@ -120,6 +120,12 @@ impl Connection {
     fn caller(&self, peer: Option<&PeerId>) -> Result<Api, ClientError> {
         let api = self.anonymous()?;
         if let Some(token) = &self.token {
+            if token.expose_secret().trim().is_empty() {
+                return Err(ClientError::Usage(
+                    "the token is empty: FIELDPOST_TOKEN or --token was given without a value"
+                        .to_owned(),
+                ));
+            }
             return Ok(api.calling_as(peer.cloned(), Some(token.clone())));
         }
         let kept = self.credentials()?.of(api.base())?;

@@ -54,8 +54,8 @@ pub struct Config {
     #[arg(long, env = "FIELDPOST_ORDER_WAIT", value_parser = duration, default_value = "120s")]
     pub order_wait: Duration,
 
-    /// How long messages are kept after they were accepted.
-    #[arg(long, env = "FIELDPOST_RETENTION", value_parser = duration, default_value = "30d")]
+    /// How long messages are kept after they were accepted; at least a day (`1d`).
+    #[arg(long, env = "FIELDPOST_RETENTION", value_parser = days, default_value = "30d")]
     pub retention: Duration,
 
     /// The share of a recipient's storage that one sender may fill, such as `10%`.
@@ -87,7 +87,8 @@ pub struct Config {
     #[arg(long, env = "FIELDPOST_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
 
-    /// Folder for secrets that must not outlive a reboot; use a tmpfs.
+    /// Folder for secrets that must not outlive a reboot; use a tmpfs. Nothing is kept there yet: the
+    /// part that needs it is not built.
     #[arg(long, env = "FIELDPOST_SECRETS_DIR")]
     pub secrets_dir: Option<PathBuf>,
 
@@ -260,6 +261,18 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     })
 }
 
+/// Parses a duration that is counted in days.
+fn days(text: &str) -> Result<Duration, String> {
+    let retention = duration(text)?;
+    if retention < Duration::from_secs(86_400) {
+        return Err(format!(
+            "{text:?} is less than a day ({} s): write for example 30d",
+            retention.as_secs()
+        ));
+    }
+    Ok(retention)
+}
+
 /// Parses `10%` or `0.1`.
 fn share(text: &str) -> Result<f64, String> {
     let value = match text.strip_suffix('%') {
@@ -286,6 +299,8 @@ mod tests {
         for bad in ["", "s", "-1s", "1w", "99999999999999999999s", "400d"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
+        assert_eq!(days("5d"), Ok(Duration::from_secs(5 * 86_400)));
+        assert!(days("5").unwrap_err().contains("5 s"));
         assert_eq!(share("10%"), Ok(0.1));
         assert_eq!(share("1"), Ok(1.0));
         for bad in ["0", "101%", "NaN", "ten"] {

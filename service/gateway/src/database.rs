@@ -3,7 +3,7 @@
 //! The gateway does not fall with its database. It starts while an external one is away, says why
 //! on `/readyz`, and works as soon as it comes. Design, section 3.
 
-use std::{str::FromStr, time::Duration};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use anyhow::{Context, anyhow};
 use secrecy::ExposeSecret;
@@ -62,14 +62,26 @@ impl Database {
         Self::open_or_join(config, true).await
     }
 
+    /// As [`open_beside_a_gateway`](Self::open_beside_a_gateway), but makes no new database.
+    ///
+    /// # Errors
+    ///
+    /// As there, and if there is none in the data folder yet.
+    pub async fn open_existing(config: &DatabaseConfig) -> anyhow::Result<Self> {
+        if let Some(folder) = embedded_folder(config)?
+            && !embedded::holds_database(&folder)
+        {
+            return Err(anyhow!(
+                "there is no gateway's database in {}: name its --data-dir, or start `fieldpost \
+                 serve` there once",
+                folder.display()
+            ));
+        }
+        Self::open_or_join(config, true).await
+    }
+
     async fn open_or_join(config: &DatabaseConfig, join: bool) -> anyhow::Result<Self> {
-        let data_dir = match &config.database_url {
-            Some(_) => None,
-            None => Some(match &config.data_dir {
-                Some(folder) => folder.clone(),
-                None => embedded::default_data_dir()?,
-            }),
-        };
+        let data_dir = embedded_folder(config)?;
         let source = MasterKeySource::choose(
             config.master_key_file.clone(),
             config.master_key.clone(),
@@ -98,6 +110,15 @@ impl Database {
             }
         }
     }
+}
+
+/// The data folder, unless the database is an external one.
+fn embedded_folder(config: &DatabaseConfig) -> anyhow::Result<Option<PathBuf>> {
+    Ok(match (&config.database_url, &config.data_dir) {
+        (Some(_), _) => None,
+        (None, Some(folder)) => Some(folder.clone()),
+        (None, None) => Some(embedded::default_data_dir()?),
+    })
 }
 
 /// Parses the URL without repeating it in an error, as it may hold a password.

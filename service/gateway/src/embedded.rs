@@ -317,6 +317,21 @@ pub fn prepare_data_dir(data_dir: &Path) -> Result<PathBuf, EmbeddedError> {
     folder::prepare_data_dir(data_dir)
 }
 
+/// Whether a database was begun in `data_dir`.
+pub fn holds_database(data_dir: &Path) -> bool {
+    data_dir.join("database/data/PG_VERSION").exists()
+}
+
+/// Whether the user who would run the server may enter the folders above `data_dir`, as far as they
+/// are there. Changes nothing.
+///
+/// # Errors
+///
+/// As a start would fail: [`EmbeddedError::NotTraversable`], or that there is no such user.
+pub fn check_way(data_dir: &Path) -> Result<(), EmbeddedError> {
+    folder::check_way(data_dir)
+}
+
 /// How to connect to the server that another process of this machine runs on `data_dir`, if one
 /// runs there and we may see it. Changes nothing.
 pub fn running(data_dir: &Path) -> Option<PgConnectOptions> {

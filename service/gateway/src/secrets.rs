@@ -200,6 +200,21 @@ pub enum MasterKeyError {
         /// What the system said.
         source: io::Error,
     },
+    /// There is a database, but not the key that goes with its folder.
+    #[error(
+        "there is a database in {}, but not its master key {}: restore that file; if the folder was \
+         moved, name the key's old file by --master-key-file (the first line of each file in {} \
+         says whose it is)",
+        data_dir.display(),
+        path.display(),
+        path.parent().unwrap_or(path).display()
+    )]
+    Lost {
+        /// The data folder.
+        data_dir: PathBuf,
+        /// Where its key was looked for.
+        path: PathBuf,
+    },
     /// No place for managed keys.
     #[error(
         "this user has no home folder for the master key; set XDG_CONFIG_HOME or give --master-key-file"
@@ -294,6 +309,29 @@ impl MasterKey {
                 let data_dir = embedded::prepare_data_dir(&data_dir)?;
                 load_or_make(&data_dir, &config_dir)
             }
+        }
+    }
+
+    /// Takes the key from its source, but makes none: `None` where a start would make one.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load).
+    pub fn find(source: MasterKeySource) -> Result<Option<Self>, MasterKeyError> {
+        let MasterKeySource::Managed { data_dir, config_dir } = source else {
+            return Self::load(source).map(Some);
+        };
+        // Keys go by the canonical path, which a folder that is not there does not have.
+        let Ok(data_dir) = data_dir.canonicalize() else { return Ok(None) };
+        let path = config_dir.join(managed_name(&data_dir));
+        if path.exists() {
+            let origin = Origin::Kept(path.clone());
+            let bytes = read_key_file(&path, origin.clone())?;
+            return Ok(Some(Self { bytes, origin }));
+        }
+        match embedded::holds_database(&data_dir) {
+            true => Err(MasterKeyError::Lost { data_dir, path }),
+            false => Ok(None),
         }
     }
 
@@ -515,8 +553,14 @@ fn load_or_make(data_dir: &Path, config_dir: &Path) -> Result<MasterKey, MasterK
 
     let path = config_dir.join(managed_name(data_dir));
     let mut origin = Origin::Kept(path.clone());
-    if !path.try_exists().map_err(cannot_keep)? && make_key_file(&path, data_dir)? {
-        origin = Origin::Made(path.clone());
+    if !path.try_exists().map_err(cannot_keep)? {
+        // Keys are made before databases, so this one was begun with another key.
+        if embedded::holds_database(data_dir) {
+            return Err(MasterKeyError::Lost { data_dir: data_dir.to_owned(), path });
+        }
+        if make_key_file(&path, data_dir)? {
+            origin = Origin::Made(path.clone());
+        }
     }
     let bytes = read_key_file(&path, origin.clone())?;
     Ok(MasterKey { bytes, origin })

@@ -13,7 +13,7 @@ pub enum ClientError {
     #[error("{0}")]
     Usage(String),
     /// The gateway refused; `detail` is its own word.
-    #[error("{detail} (HTTP {})", status.as_u16())]
+    #[error("{} (HTTP {})", in_options(*status, detail), status.as_u16())]
     Refused {
         /// The status of the answer.
         status: StatusCode,
@@ -83,6 +83,17 @@ pub enum ClientError {
     /// Standard output is gone or full.
     #[error("cannot write the output: {0}")]
     Output(#[source] io::Error),
+}
+
+/// The gateway speaks of fields and headers; whoever is at the command line has options.
+fn in_options(status: StatusCode, detail: &str) -> String {
+    let detail = detail.replace("allow_unknown", "--allow-unknown");
+    match status {
+        StatusCode::UNAUTHORIZED => {
+            format!("{detail}; here: name a peer whose token is kept with --as, or give --token")
+        }
+        _ => detail,
+    }
 }
 
 impl ClientError {

@@ -1,6 +1,6 @@
 //! The database: reachable, of a version and schema that we know, durable, and of our time.
 
-use std::{path::PathBuf, str::FromStr, time::Duration};
+use std::{str::FromStr, time::Duration};
 
 use chrono::TimeDelta;
 use secrecy::ExposeSecret;
@@ -21,15 +21,15 @@ const CLOCK_TOLERANCE: TimeDelta = TimeDelta::seconds(1);
 pub(super) async fn examine(config: &DatabaseConfig) -> Vec<Finding> {
     let options = match options(config).await {
         Ok(options) => options,
-        Err(finding) => return vec![finding],
+        Err(finding) => return vec![finding, master_key(config, None)],
     };
     let mut watch = match Watch::open(&options).await {
         Ok(watch) => watch,
-        Err(error) => return vec![away(config, &error)],
+        Err(error) => return vec![away(config, &error), master_key(config, None)],
     };
     match questions(config, &mut watch).await {
         Ok(findings) => findings,
-        Err(error) => vec![away(config, &error)],
+        Err(error) => vec![away(config, &error), master_key(config, None)],
     }
 }
 
@@ -92,9 +92,7 @@ async fn questions(config: &DatabaseConfig, watch: &mut Watch) -> Result<Vec<Fin
     let round_trip = clock.instant().saturating_duration_since(asked);
     let half = TimeDelta::from_std(round_trip / 2).unwrap_or_default();
     findings.push(time(clock.now() - half - theirs, round_trip));
-    if let Some(finding) = master_key(config, watch.master_key_check().await?) {
-        findings.push(finding);
-    }
+    findings.push(master_key(config, Some(watch.master_key_check().await?)));
     Ok(findings)
 }
 
@@ -210,31 +208,34 @@ fn time(ahead: TimeDelta, round_trip: Duration) -> Finding {
 
 /// A key that the operator gave is checked; one that the gateway keeps itself is left alone, as
 /// reading it could make it.
-fn master_key(config: &DatabaseConfig, check: Option<Vec<u8>>) -> Option<Finding> {
+/// Judges the key by the database's check value: `None` if the database cannot be asked, and in it
+/// `None` if it has none yet.
+fn master_key(config: &DatabaseConfig, check: Option<Option<Vec<u8>>>) -> Finding {
     const NAME: &str = "master key";
-    let embedded: Option<PathBuf> = config.database_url.is_none().then(PathBuf::new);
-    let source = MasterKeySource::choose(
+    let folder = config.data_dir.clone().map_or_else(embedded::default_data_dir, Ok);
+    let folder = folder.ok().filter(|_| config.database_url.is_none());
+    let key = MasterKeySource::choose(
         config.master_key_file.clone(),
         config.master_key.clone(),
-        embedded.as_deref(),
-    );
-    let key = match source {
-        Ok(MasterKeySource::Managed { .. }) => return None,
-        Ok(source) => MasterKey::load(source),
-        Err(error) => Err(error),
-    };
-    let verified = key.and_then(|key| match &check {
-        Some(check) => key.verify_check_value(check).map(|()| "opens this database's secrets"),
-        None => Ok("is well formed; this database has no secrets yet"),
+        folder.as_deref(),
+    )
+    .and_then(MasterKey::find);
+    let verified = key.and_then(|key| match (key, check) {
+        (None, _) => Ok("will be made at the first start"),
+        (Some(_), None) => Ok("is well formed; the database was not asked whether it is the one"),
+        (Some(_), Some(None)) => Ok("is well formed; this database has no secrets yet"),
+        (Some(key), Some(Some(check))) => {
+            key.verify_check_value(&check).map(|()| "opens this database's secrets")
+        }
     });
-    Some(match verified {
+    match verified {
         Ok(detail) => Finding::ok(NAME, detail),
         Err(error) => Finding::failure(
             NAME,
             error.to_string(),
-            "give every replica of the deployment the key that it was begun with",
+            "every replica of a deployment needs the key that it was begun with",
         ),
-    })
+    }
 }
 
 #[cfg(test)]

@@ -139,6 +139,9 @@ fn data_dir(folder: &Path) -> Finding {
             "change its owner or mode, or choose another --data-dir",
         );
     }
+    if let Err(error) = embedded::check_way(folder) {
+        return Finding::failure(NAME, error.to_string(), "let that user in, or choose another");
+    }
     if !folder.exists() {
         return Finding::ok(
             NAME,

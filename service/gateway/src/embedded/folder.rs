@@ -81,6 +81,20 @@ impl Account {
     }
 }
 
+/// See [`super::check_way`].
+pub(super) fn check_way(data_dir: &Path) -> Result<(), EmbeddedError> {
+    let Some(account) = Account::choose(&data_dir.join("database"))? else { return Ok(()) };
+    let path = absolute(data_dir)
+        .map_err(|source| EmbeddedError::NotWritable { path: data_dir.to_owned(), source })?;
+    match path.ancestors().find(|folder| folder.exists() && !account.may_enter(folder)) {
+        Some(folder) => Err(EmbeddedError::NotTraversable {
+            folder: folder.to_owned(),
+            user: account.name.clone(),
+        }),
+        None => Ok(()),
+    }
+}
+
 /// Makes the data folder and returns its canonical path.
 pub(super) fn prepare_data_dir(data_dir: &Path) -> Result<PathBuf, EmbeddedError> {
     let not_writable =

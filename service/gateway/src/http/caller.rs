@@ -129,7 +129,12 @@ impl Caller {
                 Some(TokenHolder::Operator) => caller.operator = true,
                 // Clients of the original send whatever they have.
                 None if open => {}
-                None => return Err(ApiError::unauthorized("the token is unknown or was renewed")),
+                None => {
+                    return Err(ApiError::unauthorized(
+                        "the token is unknown or was renewed; a peer with a key gets a new one by \
+                         POST /v1/peers/{peer_id}/renew",
+                    ));
+                }
             }
         }
         if open {
