@@ -245,6 +245,23 @@ fn chooses_the_source_or_says_what_is_missing() {
 }
 
 #[test]
+fn no_second_key_is_made_for_a_database_that_has_one_somewhere() {
+    let folder = TempFolder::new();
+    let (data, config) = (folder.0.join("data"), folder.0.join("config"));
+    let begun = managed(&data, &config).unwrap();
+    fs::create_dir_all(data.join("database/data")).unwrap();
+    fs::write(data.join("database/data/PG_VERSION"), "15\n").unwrap();
+    assert_eq!(managed(&data, &config).unwrap().check_value(), begun.check_value());
+
+    let moved = folder.0.join("moved");
+    fs::rename(&data, &moved).unwrap();
+    let lost = managed(&moved, &config).unwrap_err();
+    assert!(matches!(lost, MasterKeyError::Lost { .. }), "{lost}");
+    assert!(lost.to_string().contains("--master-key-file"), "{lost}");
+    assert_eq!(fs::read_dir(&config).unwrap().count(), 1);
+}
+
+#[test]
 fn no_two_messages_share_a_nonce() {
     let key = DataKey::generate().unwrap();
     let mut nonces = std::collections::HashSet::new();
