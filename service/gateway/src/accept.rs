@@ -35,8 +35,9 @@ const WAITING_KIB: u32 = 64 << 10;
 /// How long a request waits for its commit.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Why a message was not accepted. Nothing of it has been kept, except after
-/// [`TimedOut`](Self::TimedOut): then only sending it again under the same id tells.
+/// Why a message was not accepted. Nothing of it has been kept, except perhaps after
+/// [`TimedOut`](Self::TimedOut) and [`InDoubt`](Self::InDoubt): then only sending it again under the
+/// same id tells.
 #[derive(Clone, Debug, Error)]
 pub enum AcceptError {
     /// As many requests wait as may.
@@ -48,6 +49,9 @@ pub enum AcceptError {
     /// The database is away.
     #[error("the database cannot be reached")]
     Away,
+    /// The database went away during the commit.
+    #[error("the database went away, and whether the message was accepted is not known")]
+    InDoubt,
     /// The database refused this message.
     #[error("the database refused the message: {0}")]
     Refused(String),
@@ -253,6 +257,13 @@ fn is_refusal(error: &sqlx::Error) -> bool {
 fn failure(error: &sqlx::Error) -> AcceptError {
     match error.as_database_error() {
         Some(database) if is_refusal(error) => AcceptError::Refused(database.message().to_owned()),
-        _ => AcceptError::Away,
+        // An answer, so it was undone; except that of a server that is told to stop.
+        Some(database) if !database.code().is_some_and(|code| code.starts_with("57P")) => {
+            AcceptError::Away
+        }
+        None if matches!(error, sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) => {
+            AcceptError::Away
+        }
+        _ => AcceptError::InDoubt,
     }
 }

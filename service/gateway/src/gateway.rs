@@ -18,6 +18,7 @@ use crate::{
     readiness::Readiness,
     store::{Quotas, Store},
     subscribers::Subscribers,
+    telemetry::traces::Traces,
 };
 
 /// A handle on the running gateway; cheap to clone.
@@ -46,6 +47,8 @@ pub struct Shared {
     pub transports: Vec<Arc<dyn Transport>>,
     /// How these did lately.
     pub learned: Learned,
+    /// Which trace a message belongs to.
+    pub traces: Traces,
     /// This process among the replicas of the deployment.
     pub replica: Uuid,
     /// When this process began its work.
@@ -54,6 +57,8 @@ pub struct Shared {
     pub readiness: Readiness,
     /// Cancelled when the gateway begins to drain.
     pub draining: CancellationToken,
+    /// Cancelled when what is still open after the drain is given up.
+    pub cut_off: CancellationToken,
 }
 
 /// Who the deployment is: its id and the key that proves it.

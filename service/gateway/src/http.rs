@@ -4,8 +4,9 @@
 
 use axum::{
     Router,
+    body::HttpBody as _,
     extract::{DefaultBodyLimit, MatchedPath, Request, State},
-    http::{HeaderName, HeaderValue, Method, header},
+    http::{HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
@@ -41,6 +42,9 @@ mod unread;
 
 /// The most bytes of a body or frame: 1 MiB of content in the wordiest encoding, and its fields.
 pub const MAX_BODY_BYTES: usize = 2_621_440;
+
+/// The same from callers of whom nothing is known, who have nothing to say but a registration.
+pub const MAX_STRANGERS_BODY_BYTES: usize = 65_536;
 
 /// Every resource of every surface, documented.
 fn resources() -> OpenApiRouter<Gateway> {
@@ -96,10 +100,15 @@ async fn surround(
     next: Next,
 ) -> Response {
     let (look, method) = (error::Look::of(request.uri().path()), request.method().clone());
+    let announced = request.body().size_hint().lower();
     let (mut request, rest) = unread::keep_hold(request);
     DefaultBodyLimit::max(MAX_BODY_BYTES).apply(&mut request);
     let answer = async {
         match guard::check_open_mode(&gateway, &request) {
+            // Nobody need send what is not going to be read.
+            Ok(()) if announced > MAX_BODY_BYTES as u64 => {
+                extract::body_error(StatusCode::PAYLOAD_TOO_LARGE, "").into_response()
+            }
             Ok(()) => next.run(request).await,
             Err(refusal) => refusal.into_response(),
         }
@@ -125,7 +134,11 @@ async fn admit(State(gateway): State<Gateway>, mut request: Request, next: Next)
         .into_response();
     }
     match limits::check_caller(&gateway, &mut request).await {
-        Ok(()) => next.run(request).await,
+        Ok(limits::Known::Yes) => next.run(request).await,
+        Ok(limits::Known::No) => {
+            DefaultBodyLimit::max(MAX_STRANGERS_BODY_BYTES).apply(&mut request);
+            next.run(request).await
+        }
         Err(too_fast) => too_fast.into_response(),
     }
 }

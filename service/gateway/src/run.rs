@@ -36,7 +36,8 @@ use crate::{
     serve::{self, Server},
     store::{Quotas, Store, identity::IdentityError, schema},
     subscribers::Subscribers,
-    sweep, telemetry,
+    sweep,
+    telemetry::{self, traces::Traces},
 };
 
 /// The most connections of clients at once, sockets included; one more gets 503 and is closed.
@@ -150,8 +151,10 @@ pub async fn start(config: Config, connect: Option<Connect>) -> anyhow::Result<R
         wake_outbox: Arc::default(),
         transports,
         learned: Learned::default(),
+        traces: Traces::new(config.otlp_endpoint.is_some()),
         replica: Uuid::new_v4(),
         draining: CancellationToken::new(),
+        cut_off: CancellationToken::new(),
         started_at: clock.instant(),
         readiness,
         clock,
@@ -175,10 +178,12 @@ pub async fn start(config: Config, connect: Option<Connect>) -> anyhow::Result<R
         app: http::admin_router(&gateway, metrics),
         tls: None,
         connections: ADMIN_CONNECTIONS,
+        cut_off: gateway.cut_off.clone(),
     };
     let stop_admin = CancellationToken::new();
     let admin = tokio::spawn(admin.run(stop_admin.clone(), Duration::from_secs(1)));
-    let api = Server { listener, app: http::router(&gateway), tls, connections };
+    let (app, cut_off) = (http::router(&gateway), gateway.cut_off.clone());
+    let api = Server { listener, app, tls, connections, cut_off };
     let stop_api = CancellationToken::new();
     let grace = gateway.config.drain + DRAIN_MARGIN;
     let api = tokio::spawn(api.run(stop_api.clone(), grace));
@@ -211,6 +216,7 @@ impl Running {
         api.1.cancel();
         // Both end by themselves within their grace.
         let _ = api.0.await;
+        gateway.cut_off.cancel();
         admin.1.cancel();
         let _ = admin.0.await;
         presence::finish(&gateway).await;

@@ -53,6 +53,8 @@ pub struct Server {
     pub tls: Option<TlsAcceptor>,
     /// How many connections there may be at once.
     pub connections: usize,
+    /// Ends connections, whatever they do.
+    pub cut_off: CancellationToken,
 }
 
 impl Server {
@@ -82,7 +84,7 @@ impl Server {
             let _ = stream.set_nodelay(true);
             let stream = Connection::new(stream, permit);
             let (app, tls, stop) = (self.app.clone(), self.tls.clone(), stop.clone());
-            tokio::spawn(async move {
+            let work = async move {
                 match tls {
                     None => serve(stream, peer, app, stop).await,
                     Some(tls) => match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
@@ -92,7 +94,9 @@ impl Server {
                         }
                     },
                 }
-            });
+            };
+            let cut_off = self.cut_off.clone();
+            tokio::spawn(async move { cut_off.run_until_cancelled(work).await });
         }
         drop(self.listener);
         // Each connection, upgraded or not, holds a permit until it is closed.
@@ -331,7 +335,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let server = Server { listener, app, tls, connections };
+        let server = Server { listener, app, tls, connections, cut_off: CancellationToken::new() };
         (address, stop.clone(), tokio::spawn(server.run(stop, Duration::from_secs(60))))
     }
 

@@ -80,6 +80,8 @@ pub struct Store {
     counted: Arc<mirrored::Counted>,
     open_sockets: Arc<presence::OpenSockets>,
     looks: Arc<Batches<show::Look, (Option<Seq>, Vec<show::Shown>)>>,
+    /// The latest time at which anybody looked into an inbox here.
+    latest_look: Arc<Mutex<DateTime<Utc>>>,
     confirmations: Arc<Batches<confirm::UpTo, Vec<Settled>>>,
 }
 
@@ -107,6 +109,7 @@ impl Store {
             counted: Arc::default(),
             open_sockets: Arc::default(),
             looks: Arc::default(),
+            latest_look: Arc::default(),
             confirmations: Arc::default(),
         }
     }

@@ -134,6 +134,11 @@ impl Subscribers {
             .collect()
     }
 
+    /// The peers for whom something waits here: a socket, a stream or a poll.
+    pub fn peers(&self) -> Vec<PeerId> {
+        self.read().keys().cloned().collect()
+    }
+
     /// How many peers have an open socket here.
     pub fn connected_peers(&self) -> usize {
         self.read().values().filter(|slots| slots.iter().any(|slot| slot.is_socket)).count()

@@ -17,6 +17,8 @@ use crate::{Gateway, subscribers, telemetry::metrics as names};
 const DEADLINE: Duration = Duration::from_secs(120);
 /// Deliveries or lanes in one statement.
 const BATCH: usize = 1000;
+/// Subscribers in one statement.
+const PEERS: usize = 5000;
 /// Names of messages in one statement.
 const NAMES: i64 = 10_000;
 /// How long a message is known when it comes again: the longest time to live and a day.
@@ -56,6 +58,7 @@ async fn repeat(gateway: &Gateway, chore: Chore) {
 enum Chore {
     Expire,
     Release,
+    Wake,
     Measure,
     ForgetReach,
     MakeDays,
@@ -65,9 +68,10 @@ enum Chore {
 }
 
 impl Chore {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Expire,
         Self::Release,
+        Self::Wake,
         Self::Measure,
         Self::ForgetReach,
         Self::MakeDays,
@@ -79,6 +83,7 @@ impl Chore {
     fn every(self) -> Duration {
         Duration::from_secs(match self {
             Self::Expire | Self::Release => 1,
+            Self::Wake => 5,
             Self::Measure => 15,
             Self::ForgetReach => 60,
             Self::MakeDays => 3600,
@@ -90,6 +95,7 @@ impl Chore {
         match self {
             Self::Expire => "end what is over",
             Self::Release => "show what has waited for a predecessor",
+            Self::Wake => "look for what subscribers missed",
             Self::Measure => "measure the queues",
             Self::ForgetReach => "forget what dead replicas reached",
             Self::MakeDays => "make the next days' partitions",
@@ -104,6 +110,7 @@ impl Chore {
         match self {
             Self::Expire => expire(gateway).await,
             Self::Release => release(gateway).await,
+            Self::Wake => wake(gateway, now).await,
             Self::Measure => measure(gateway).await,
             Self::ForgetReach => gateway.store.sweep_reach(now).await.map(drop),
             Self::MakeDays => gateway.store.prepare_days(now).await,
@@ -136,6 +143,15 @@ async fn release(gateway: &Gateway) -> sqlx::Result<()> {
             return Ok(());
         }
     }
+}
+
+/// A wake-up can be lost, with the database or the bus; what it was for must not wait.
+async fn wake(gateway: &Gateway, now: DateTime<Utc>) -> sqlx::Result<()> {
+    for peers in gateway.subscribers.peers().chunks(PEERS) {
+        let owed = gateway.store.unshown_among(now, peers).await?;
+        gateway.subscribers.wake(&owed);
+    }
+    Ok(())
 }
 
 async fn measure(gateway: &Gateway) -> sqlx::Result<()> {

@@ -4,6 +4,7 @@
 //! what; the default is `info`. With `--otlp-endpoint` the spans also go out over OTLP/HTTP.
 
 pub mod metrics;
+pub mod traces;
 
 use std::{
     io::{IsTerminal, stderr},

@@ -94,7 +94,10 @@ fn make_whole(value: &mut Value) -> bool {
 /// A failure to read a body: too large is 413, cut off is 400.
 pub fn body_error(status: StatusCode, text: &str) -> ApiError {
     if status == StatusCode::PAYLOAD_TOO_LARGE {
-        ApiError::new(status, "the body is too large: at most 2.5 MiB (2621440 bytes)")
+        ApiError::new(
+            status,
+            "the body is too large: at most 2.5 MiB (2621440 bytes), and 64 KiB without a token",
+        )
     } else {
         ApiError::bad_request(clip(text))
     }

@@ -171,7 +171,7 @@ impl FromRequestParts<Gateway> for ClientAddress {
 /// # Errors
 ///
 /// 429 when the caller is too fast.
-pub async fn check_caller(gateway: &Gateway, request: &mut Request) -> Result<(), ApiError> {
+pub async fn check_caller(gateway: &Gateway, request: &mut Request) -> Result<Known, ApiError> {
     let ClientAddress(address) = client_address(gateway, request.extensions(), request.headers());
     // To look up a token costs a query, so whoever brings a new one is counted before it.
     let is_stranger =
@@ -185,8 +185,23 @@ pub async fn check_caller(gateway: &Gateway, request: &mut Request) -> Result<()
         None if is_stranger => {}
         None => gateway.limits.check_address(address)?,
     }
+    let known = match &caller {
+        Ok(caller) if caller.is_open() || caller.is_operator() || caller.peer().is_some() => {
+            Known::Yes
+        }
+        Ok(_) | Err(_) => Known::No,
+    };
     request.extensions_mut().insert(Found(caller));
-    Ok(())
+    Ok(known)
+}
+
+/// Whether a request comes from a peer or an operator, as far as its head tells.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Known {
+    /// With `--auth open`, any does.
+    Yes,
+    /// From anybody.
+    No,
 }
 
 /// What [`check_caller`] found out about the caller.

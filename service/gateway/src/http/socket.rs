@@ -25,7 +25,8 @@ use rand::{
     rngs::{StdRng, SysRng},
 };
 use serde::Deserialize;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep, timeout, timeout_at};
+use tracing::{Instrument as _, info_span};
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::{
@@ -56,6 +57,8 @@ const CONFIRMATIONS_WAITING: usize = 10_000;
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a socket that ends may take to confirm what its client confirmed.
 const CONFIRM_DEADLINE: Duration = Duration::from_secs(5);
+/// For how long confirmations are read after the close frame was sent.
+const LAST_CONFIRMATIONS: Duration = Duration::from_millis(1500);
 /// How long a close frame is tried to be written to a client that does not read.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(30);
 /// Between pings.
@@ -235,7 +238,7 @@ impl End {
     }
 }
 
-#[tracing::instrument(name = "socket", skip_all, fields(peer.id = %peer, socket.dialect = ?dialect))]
+#[tracing::instrument(level = "debug", name = "socket", skip_all, fields(peer.id = %peer, socket.dialect = ?dialect))]
 async fn serve(
     gateway: Gateway,
     mut socket: WebSocket,
@@ -249,8 +252,18 @@ async fn serve(
         tracing::warn!(%error, "presence not noted");
     }
     let mut session = Session::new(&gateway, &peer, dialect, after, subscription);
-    let end = session.run(&mut socket).await;
+    let Some(end) = gateway.cut_off.run_until_cancelled(session.run(&mut socket)).await else {
+        return;
+    };
     session.finish().await;
+    if let Some(close) = end.close() {
+        let sent = timeout(CLOSE_DEADLINE, socket.send(Message::Close(Some(close))));
+        let is_sent = gateway.cut_off.run_until_cancelled(sent).await;
+        if end != End::Revoked && matches!(is_sent, Some(Ok(Ok(())))) {
+            session.take_last_confirmations(&mut socket).await;
+        }
+    }
+    drop(session);
     metrics::counter!("fieldpost_sockets_closed_total", "reason" => end.label()).increment(1);
     tracing::debug!(socket.end = end.label(), "socket ends");
     if let Err(error) = presence::closed(&gateway, &peer).await {
@@ -259,14 +272,13 @@ async fn serve(
     // Nothing is held for the client by now; a close frame that waits for it costs a file handle.
     drop(gateway);
     let _ = timeout(CLOSE_DEADLINE, async {
-        match end.close() {
-            Some(close) => {
-                socket.send(Message::Close(Some(close))).await?;
-                while let Some(Ok(_)) = socket.recv().await {}
-                Ok::<_, axum::Error>(())
-            }
+        match end {
             // The answer to the client's own close frame, if it sent one.
-            None => SinkExt::close(&mut socket).await,
+            End::Gone => SinkExt::close(&mut socket).await,
+            _ => {
+                while let Some(Ok(_)) = socket.recv().await {}
+                Ok(())
+            }
         }
     })
     .await;
@@ -389,7 +401,7 @@ impl<'a> Session<'a> {
 
     /// Takes what the client confirmed before it left, before it is told that the socket is closed:
     /// it will not confirm that again, and must not be shown it again.
-    async fn finish(mut self) {
+    async fn finish(&mut self) {
         let confirmed = timeout(CONFIRM_DEADLINE, async {
             self.begin_to_confirm();
             while self.confirming.is_some() {
@@ -403,6 +415,26 @@ impl<'a> Session<'a> {
         if let Ok(Err(error)) = confirmed.await {
             tracing::debug!(%error, "the last confirmations were not taken");
         }
+    }
+
+    /// What a client that is told to go has confirmed, but had not been read; it goes on reading and
+    /// confirming until it comes to the close frame.
+    async fn take_last_confirmations(&mut self, socket: &mut WebSocket) {
+        let end = Instant::now() + LAST_CONFIRMATIONS;
+        while let Ok(Some(Ok(frame))) = timeout_at(end, socket.recv()).await {
+            let Message::Text(text) = frame else { continue };
+            let asked = match self.dialect {
+                Dialect::V1 => v1::parse(&text, self.peer),
+                Dialect::Bitchat => bitchat::parse(&text),
+            };
+            if let Ok(Asked::Confirm { what, read }) = asked {
+                self.waiting.add(what, read);
+            }
+            if self.waiting.len() >= CONFIRMATIONS_WAITING {
+                break;
+            }
+        }
+        self.finish().await;
     }
 
     async fn write_page(
@@ -422,11 +454,18 @@ impl<'a> Session<'a> {
         self.hungry |= entries.len() == PAGE || bytes >= SMALL_PAGE_BYTES;
         for entry in entries {
             self.cursor = entry.seq;
+            let (sender, id) = (&entry.message.sender.peer, entry.message.id);
+            let span = self.gateway.traces.part(
+                sender,
+                id,
+                || info_span!("socket.show", message.id = %id, inbox.seq = entry.seq),
+            );
             let frame = match self.dialect {
                 Dialect::V1 => v1::message(entry),
                 Dialect::Bitchat => bitchat::message(entry),
             };
-            written(timeout(WRITE_DEADLINE, socket.feed(Message::text(frame))).await)?;
+            let fed = timeout(WRITE_DEADLINE, socket.feed(Message::text(frame))).instrument(span);
+            written(fed.await)?;
         }
         written(timeout(WRITE_DEADLINE, socket.flush()).await)
     }

@@ -155,6 +155,8 @@ async fn take(
     let give_back = || {
         names.iter().for_each(|recipient| gateway.quotas.release(recipient, name, 1, size));
     };
+    // Before it is accepted, as it may be shown before we hear of that.
+    gateway.traces.begin(sender, id);
     match gateway.acceptor.accept(submission).await {
         Ok(Accepted::New { accepted_at }) => {
             gateway.store.count_sent(sender);
@@ -212,7 +214,7 @@ fn refusal(error: &AcceptError) -> ApiError {
             ApiError::unavailable(format!("{error}; nothing was accepted, try again"))
                 .retry_after(1)
         }
-        AcceptError::TimedOut => ApiError::unavailable(format!(
+        AcceptError::TimedOut | AcceptError::InDoubt => ApiError::unavailable(format!(
             "{error}; send it again under the same message_id to be sure that it is accepted once"
         )),
         AcceptError::Away | AcceptError::Stopping => {

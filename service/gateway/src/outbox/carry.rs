@@ -10,7 +10,7 @@ use fieldpost_delivery::{
 use fieldpost_envelope::{Content, Envelope, MessageStatus, Recipient, SignError, SignedEnvelope};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{sleep, timeout};
-use tracing::instrument;
+use tracing::{Instrument as _, info_span};
 
 use crate::{
     outbox::{Heard, Outbox, receipts},
@@ -25,12 +25,20 @@ const RECORD_PAUSE: Duration = Duration::from_millis(500);
 type Sending<'a> = Pin<Box<dyn Future<Output = Event> + Send + 'a>>;
 
 /// Carries one delivery as far as its claim allows.
-#[instrument(name = "outbox.deliver", skip_all, fields(
-    message.id = %claim.message.id,
-    message.size_bytes = claim.message.content.bytes.len(),
-    delivery.attempt = claim.attempt,
-))]
 pub(super) async fn carry(outbox: &Outbox, claim: Claim) {
+    let message = &claim.message;
+    let span = outbox.gateway.traces.part(&message.sender.peer, message.id, || {
+        info_span!(
+            "outbox.deliver",
+            message.id = %message.id,
+            message.size_bytes = message.content.bytes.len(),
+            delivery.attempt = claim.attempt,
+        )
+    });
+    deliver(outbox, claim).instrument(span).await;
+}
+
+async fn deliver(outbox: &Outbox, claim: Claim) {
     let envelope = match sign(outbox, &claim) {
         Ok(Ok(envelope)) => envelope,
         Ok(Err(error)) => {

@@ -18,8 +18,8 @@ const MOST_STATEMENTS: usize = 2;
 
 /// Something that can be asked together with others.
 pub(super) trait Question: Clone + Send + 'static {
-    /// No two questions with the same key go into one statement.
-    type Key: Eq + Hash;
+    /// Questions with the same key are asked one after the other.
+    type Key: Clone + Eq + Hash + Send;
 
     fn key(&self) -> Self::Key;
 }
@@ -27,11 +27,13 @@ pub(super) trait Question: Clone + Send + 'static {
 /// Collects the questions of one kind.
 ///
 /// There are never more of them than there are askers.
-pub(super) struct Batches<Q, A>(Mutex<State<Q, A>>);
+pub(super) struct Batches<Q: Question, A>(Mutex<State<Q, A>>);
 
-struct State<Q, A> {
+struct State<Q: Question, A> {
     waiting: VecDeque<Asked<Q, A>>,
     statements: usize,
+    /// Whom the statements under way are about.
+    under_way: HashSet<Q::Key>,
 }
 
 struct Asked<Q, A> {
@@ -39,9 +41,10 @@ struct Asked<Q, A> {
     answer: oneshot::Sender<sqlx::Result<A>>,
 }
 
-impl<Q, A> Default for Batches<Q, A> {
+impl<Q: Question, A> Default for Batches<Q, A> {
     fn default() -> Self {
-        Self(Mutex::new(State { waiting: VecDeque::new(), statements: 0 }))
+        let (waiting, under_way) = (VecDeque::new(), HashSet::new());
+        Self(Mutex::new(State { waiting, statements: 0, under_way }))
     }
 }
 
@@ -65,7 +68,7 @@ impl<Q: Question, A: Send + 'static> Batches<Q, A> {
         };
         if begins {
             // Not the asker itself, who may go away at any time. It ends when nobody asks.
-            let running = Running { batches: self.clone(), is_over: false };
+            let running = Running { batches: self.clone(), keys: Vec::new(), is_over: false };
             tokio::spawn(async move { running.run(statement).await });
         }
         answered.await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
@@ -79,6 +82,8 @@ impl<Q: Question, A: Send + 'static> Batches<Q, A> {
 /// The right to run one statement after the other.
 struct Running<Q: Question, A: Send + 'static> {
     batches: Arc<Batches<Q, A>>,
+    /// Whom the statement under way is about.
+    keys: Vec<Q::Key>,
     is_over: bool,
 }
 
@@ -122,18 +127,24 @@ impl<Q: Question, A: Send + 'static> Running<Q, A> {
         }
     }
 
-    /// Takes what can be asked together, leaving what nobody waits for any more. With nothing taken,
-    /// the right is given back.
+    /// Takes what can be asked together, leaving out what nobody waits for any more. With nothing
+    /// taken, the right is given back.
     fn next(&mut self) -> Vec<Asked<Q, A>> {
         let mut state = self.batches.lock();
-        let (mut batch, mut keys) = (Vec::new(), HashSet::new());
+        for key in self.keys.drain(..) {
+            state.under_way.remove(&key);
+        }
+        let mut batch = Vec::new();
         for asked in mem::take(&mut state.waiting) {
             if asked.answer.is_closed() {
                 continue;
             }
-            if batch.len() < MOST_QUESTIONS && keys.insert(asked.question.key()) {
+            let key = asked.question.key();
+            if batch.len() < MOST_QUESTIONS && state.under_way.insert(key.clone()) {
+                self.keys.push(key);
                 batch.push(asked);
             } else {
+                // If for its key alone, whoever asks about that now takes it next.
                 state.waiting.push_back(asked);
             }
         }
@@ -149,7 +160,11 @@ impl<Q: Question, A: Send + 'static> Drop for Running<Q, A> {
     fn drop(&mut self) {
         // After a panic.
         if !self.is_over {
-            self.batches.lock().statements -= 1;
+            let mut state = self.batches.lock();
+            state.statements -= 1;
+            for key in &self.keys {
+                state.under_way.remove(key);
+            }
         }
     }
 }

@@ -6,6 +6,9 @@ use uuid::Uuid;
 
 use crate::store::{Store, batches::Question, inbox::settled, warm::WarmConnections};
 
+/// The most messages that one statement marks as read after they were confirmed.
+const READ_AT_ONCE: i64 = 4096;
+
 /// That one peer's client has all up to a position.
 #[derive(Clone)]
 pub(super) struct UpTo {
@@ -53,8 +56,20 @@ impl Store {
         seq: Seq,
         status: MessageStatus,
     ) -> sqlx::Result<Vec<Settled>> {
-        let warm = self.warm.clone();
         let asked = UpTo { now, peer: peer.clone(), seq, status };
+        let mut settled = Vec::new();
+        loop {
+            let more = self.ask_to_confirm(asked.clone()).await?;
+            let is_all = status != MessageStatus::Read || more.is_empty();
+            settled.extend(more);
+            if is_all {
+                return Ok(settled);
+            }
+        }
+    }
+
+    async fn ask_to_confirm(&self, asked: UpTo) -> sqlx::Result<Vec<Settled>> {
+        let warm = self.warm.clone();
         self.confirmations.ask(asked, move |asked| confirm_each(warm.clone(), asked)).await
     }
 
@@ -147,13 +162,23 @@ async fn confirm_each(warm: WarmConnections, asked: Vec<UpTo>) -> sqlx::Result<V
                 accepted_at, message_id, sender, recipient, status, at, delivered_at, seq
             )
             select accepted_at, message_id, sender, recipient, status, $4, $4, seq from gone
+        ), unread as (
+            select a.number, a.status, d.accepted_at, d.message_id, d.sender, d.recipient
+            from asked a
+            cross join lateral (
+                select accepted_at, message_id, sender, recipient from delivery
+                where recipient = a.peer and seq <= a.up_to and status = 'delivered'
+                limit $5
+            ) d
+            where a.status = 'read'
         ), reread as (
             update delivery d
             set status = 'read', at = $4
-            from asked a
-            where a.status = 'read' and d.recipient = a.peer and d.seq <= a.up_to
+            from unread u
+            where (d.message_id, d.sender, d.recipient, d.accepted_at)
+                = (u.message_id, u.sender, u.recipient, u.accepted_at)
               and d.status = 'delivered'
-            returning a.number, a.status, d.message_id, d.sender, d.recipient
+            returning u.number, u.status, d.message_id, d.sender, d.recipient
         ), corrected as (
             update delivery d
             set status = a.status, at = $4, delivered_at = $4
@@ -177,6 +202,7 @@ async fn confirm_each(warm: WarmConnections, asked: Vec<UpTo>) -> sqlx::Result<V
         &seqs,
         &statuses,
         now,
+        READ_AT_ONCE / i64::try_from(asked.len()).unwrap_or(i64::MAX),
     )
     .fetch_all(&mut *connection)
     .await?;

@@ -1,5 +1,7 @@
 //! Showing a recipient what waits for it.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use fieldpost_delivery::{InboxEntry, Seq, Time};
 use fieldpost_envelope::PeerId;
 
@@ -8,6 +10,7 @@ use crate::store::{
     batches::{MOST_QUESTIONS, Question},
     messages::Sealed,
     warm::WarmConnections,
+    words,
 };
 
 /// Showing is tried again when another replica was faster; more often than this it cannot lose
@@ -104,12 +107,31 @@ impl Store {
     /// Gives positions to what has none, if `after` is the last given one; returns that one, and
     /// what was shown for the first time.
     async fn give_positions(&self, look: Look) -> sqlx::Result<(Option<Seq>, Vec<Shown>)> {
-        let warm = self.warm.clone();
-        let statement = move |looks| give_to_each(warm.clone(), looks);
+        let (warm, latest) = (self.warm.clone(), self.latest_look.clone());
+        let statement = move |looks| give_to_each(warm.clone(), latest.clone(), looks);
         match self.looks.ask(look.clone(), statement).await {
             Err(error) if is_division_by_zero(&error) => Ok((Some(look.after), Vec::new())),
             outcome => outcome,
         }
+    }
+
+    /// Those of `peers` for whom something waits that they were never shown.
+    pub async fn unshown_among(&self, now: Time, peers: &[PeerId]) -> sqlx::Result<Vec<PeerId>> {
+        let names: Vec<String> = peers.iter().map(ToString::to_string).collect();
+        let owed = sqlx::query_scalar!(
+            r#"
+            select peer as "peer!" from unnest($1::text[]) as peer
+            where exists (
+                select from inbox
+                where recipient = peer and seq is null and (expires_at > $2) is true
+            )
+            "#,
+            &names,
+            now,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        owed.iter().map(|peer| words::parse(peer)).collect()
     }
 
     pub(super) async fn create_head(&self, peer: &PeerId) -> sqlx::Result<()> {
@@ -182,15 +204,23 @@ impl Store {
 }
 
 /// Answers many looks at once, so that they share a statement, a commit and a flush.
+///
+/// Their time never goes back, although they may have waited: what was passed over as expired stays
+/// passed over, and nothing comes after what it came before.
 async fn give_to_each(
     warm: WarmConnections,
+    latest: Arc<Mutex<Time>>,
     looks: Vec<Look>,
 ) -> sqlx::Result<Vec<(Option<Seq>, Vec<Shown>)>> {
-    let now = looks.iter().map(|look| look.now).max().unwrap_or_default();
     let peers: Vec<String> = looks.iter().map(|look| look.peer.to_string()).collect();
     let afters: Vec<Seq> = looks.iter().map(|look| look.after).collect();
     let limits: Vec<i64> = looks.iter().map(|look| look.limit).collect();
     let mut connection = warm.take().await?;
+    let now = {
+        let mut latest = latest.lock().unwrap_or_else(PoisonError::into_inner);
+        *latest = looks.iter().map(|look| look.now).fold(*latest, Time::max);
+        *latest
+    };
     let rows = sqlx::query!(
         r#"
         with asked as (
