@@ -69,8 +69,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Malformed frames after which a client is not taken for one.
 const MALFORMED_LIMIT: u32 = 100;
-/// Small, for thousands of sockets that are idle; frames are gathered in the write buffer.
-const READ_BUFFER_BYTES: usize = 4096;
+/// Small, for thousands of sockets that are idle: a large frame takes more reads, and has room made
+/// for it. Frames to write are gathered.
+const READ_BUFFER_BYTES: usize = 1024;
 const WRITE_BUFFER_BYTES: usize = 16 * 1024;
 /// Room for the largest message with all of its characters escaped.
 const MAX_WRITE_BUFFER_BYTES: usize = 16 * 1024 * 1024;
