@@ -6,7 +6,7 @@ use std::{
 };
 
 use chrono::{DateTime, NaiveDate, Utc};
-use fieldpost_delivery::{Seq, Settled};
+use fieldpost_delivery::Settled;
 use sqlx::PgPool;
 use tokio::sync::RwLock;
 
@@ -79,7 +79,7 @@ pub struct Store {
     counters: Arc<peers::Counters>,
     counted: Arc<mirrored::Counted>,
     open_sockets: Arc<presence::OpenSockets>,
-    looks: Arc<Batches<show::Look, (Option<Seq>, Vec<show::Shown>)>>,
+    looks: Arc<Batches<show::Look, show::Seen>>,
     /// The latest time at which anybody looked into an inbox here.
     latest_look: Arc<Mutex<DateTime<Utc>>>,
     confirmations: Arc<Batches<confirm::UpTo, Vec<Settled>>>,

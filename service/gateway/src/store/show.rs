@@ -30,6 +30,9 @@ pub(super) struct Shown {
     row: Sealed,
 }
 
+/// What a look comes to: the last position that had been given, if any had, and what was given now.
+pub(super) type Seen = (Option<Seq>, Vec<Shown>);
+
 /// One look of one peer's client.
 #[derive(Clone)]
 pub(super) struct Look {
@@ -106,7 +109,7 @@ impl Store {
 
     /// Gives positions to what has none, if `after` is the last given one; returns that one, and
     /// what was shown for the first time.
-    async fn give_positions(&self, look: Look) -> sqlx::Result<(Option<Seq>, Vec<Shown>)> {
+    async fn give_positions(&self, look: Look) -> sqlx::Result<Seen> {
         let (warm, latest) = (self.warm.clone(), self.latest_look.clone());
         let statement = move |looks| give_to_each(warm.clone(), latest.clone(), looks);
         match self.looks.ask(look.clone(), statement).await {
@@ -211,7 +214,7 @@ async fn give_to_each(
     warm: WarmConnections,
     latest: Arc<Mutex<Time>>,
     looks: Vec<Look>,
-) -> sqlx::Result<Vec<(Option<Seq>, Vec<Shown>)>> {
+) -> sqlx::Result<Vec<Seen>> {
     let peers: Vec<String> = looks.iter().map(|look| look.peer.to_string()).collect();
     let afters: Vec<Seq> = looks.iter().map(|look| look.after).collect();
     let limits: Vec<i64> = looks.iter().map(|look| look.limit).collect();
@@ -289,7 +292,7 @@ async fn give_to_each(
     .fetch_all(&mut *connection)
     .await?;
     connection.keep();
-    let mut answers: Vec<(Option<Seq>, Vec<Shown>)> = Vec::with_capacity(looks.len());
+    let mut answers: Vec<Seen> = Vec::with_capacity(looks.len());
     for row in rows {
         // Each look has at least one row, and they come in its order.
         if answers.len() < row.number as usize {
