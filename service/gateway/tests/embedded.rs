@@ -6,7 +6,7 @@
 use std::{
     env,
     fs::{self, Permissions},
-    io::{self, BufRead, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, ErrorKind, Read, Write},
     os::unix::{
         fs::{MetadataExt, PermissionsExt},
         process::CommandExt,
@@ -15,6 +15,7 @@ use std::{
     process::{self, Child, Command, Stdio},
     str::FromStr,
     sync::atomic::{AtomicU32, Ordering},
+    thread,
     time::Duration,
 };
 
@@ -457,7 +458,14 @@ impl GatewayProcess {
         if let Some(user) = user {
             command.gid(user.gid.as_raw()).uid(user.uid.as_raw());
         }
-        command.spawn().unwrap()
+        // Until it has become another program, what some other test has started keeps our copy
+        // open for writing.
+        loop {
+            match command.spawn() {
+                Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => thread::yield_now(),
+                spawned => return spawned.unwrap(),
+            }
+        }
     }
 
     fn start(folder: &TempFolder, user: Option<&User>) -> Self {

@@ -63,8 +63,8 @@ pub fn routes() -> OpenApiRouter<Gateway> {
             "status": "pending", "created_at": "2026-11-23T09:00:00.000000Z", "completed_at": null,
             "sha256": null
         })),
-        (status = "4XX", description = "The upload cannot begin", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", description = "The gateway failed, or (507) the storage for files is full", body = Problem, content_type = "application/problem+json"),
+        (status = "4XX", description = "The upload cannot begin; 413 if the caller's files leave no room for it", body = Problem, content_type = "application/problem+json"),
+        (status = "5XX", description = "The gateway failed, or (507) the storage for all files is full", body = Problem, content_type = "application/problem+json"),
     ),
 )]
 pub(super) async fn create(
@@ -446,9 +446,9 @@ impl From<FileRefusal> for ApiError {
             | FileRefusal::UnknownPeer(_)
             | FileRefusal::NoSuchChunk { .. } => Self::not_found(detail),
             FileRefusal::NotAllowed(..) => Self::forbidden(detail),
-            FileRefusal::UploaderFull { .. } | FileRefusal::GatewayFull => {
-                Self::storage_full(detail)
-            }
+            // The uploader's own affair, so no failure of the gateway.
+            FileRefusal::UploaderFull { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, detail),
+            FileRefusal::GatewayFull => Self::storage_full(detail),
             FileRefusal::ChunkLength { .. } => Self::invalid("body", detail),
             FileRefusal::ChunkConflict { .. } | FileRefusal::Mismatched { .. } => {
                 Self::conflict(detail)

@@ -52,8 +52,8 @@ pub(super) fn routes() -> OpenApiRouter<Gateway> {
             "status": "pending", "progress": 0.0, "created_at": "2026-11-23T09:00:00.000000+00:00",
             "completed_at": null, "download_sources": []
         })),
-        (status = "4XX", description = "The upload cannot begin", body = Detail),
-        (status = "5XX", description = "The gateway failed, or (507) the storage for files is full", body = Detail),
+        (status = "4XX", description = "The upload cannot begin; 413 if the caller's files leave no room for it", body = Detail),
+        (status = "5XX", description = "The gateway failed, or (507) the storage for all files is full", body = Detail),
     ),
 )]
 pub(super) async fn upload(
