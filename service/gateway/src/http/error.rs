@@ -126,7 +126,10 @@ impl From<sqlx::Error> for ApiError {
             }
             _ => {
                 tracing::warn!(%error, "database is away");
-                Self::unavailable("the database cannot be reached; nothing was changed, try again")
+                Self::unavailable(
+                    "the database cannot be reached; a change that was asked for may or may not have \
+                     been made, try again",
+                )
             }
         }
     }

@@ -98,12 +98,13 @@ pub async fn submit(
         // What was accepted stays accepted, whatever quotas and groups have come to since.
         Err(refusal) if let Some(id) = id => {
             let earlier =
-                gateway.store.accepted_as(gateway.clock.now(), id, sender, &fingerprint).await?;
+                gateway.store.accepted_as(gateway.clock.now(), id, sender, &fingerprint).await;
             match earlier {
-                Some(Accepted::Same { accepted_at, expires_at, status }) => {
+                Ok(Some(Accepted::Same { accepted_at, expires_at, status })) => {
                     Ok(Submitted { id, status, accepted_at, expires_at, repeated: true })
                 }
-                _ => Err(refusal),
+                // A look that fails tells nothing, and the refusal says what is in doubt.
+                Ok(_) | Err(_) => Err(refusal),
             }
         }
         outcome => outcome,

@@ -99,7 +99,10 @@ impl Store {
             self.contacts.remember(&rows.contact_peer, &rows.contact_other);
             fresh
         };
-        self.answer(now, batch, &fresh).await
+        // What is fresh is committed: a failure from here on must not read as if it were not.
+        self.answer(now, batch, &fresh)
+            .await
+            .map_err(|error| sqlx::Error::Protocol(format!("after the commit: {error}")))
     }
 
     /// Strictly increasing times for a batch, never before those of an earlier one.
