@@ -105,7 +105,7 @@ impl<Q: Question, A: Send + 'static> Running<Q, A> {
                         let _ = asked.answer.send(Ok(answer));
                     }
                 }
-                Err(error) if batch.len() > 1 && error.as_database_error().is_some() => {
+                Err(error) if batch.len() > 1 && is_of_one(&error) => {
                     // What one question suffers must not befall the others.
                     for asked in batch {
                         let one = statement(vec![asked.question]).await;
@@ -158,15 +158,23 @@ impl<Q: Question, A: Send + 'static> Running<Q, A> {
 
 impl<Q: Question, A: Send + 'static> Drop for Running<Q, A> {
     fn drop(&mut self) {
-        // After a panic.
+        // After a panic. Whoever waits asks again; nobody might come to whom the rest would fall.
         if !self.is_over {
             let mut state = self.batches.lock();
             state.statements -= 1;
             for key in &self.keys {
                 state.under_way.remove(key);
             }
+            state.waiting.clear();
         }
     }
+}
+
+/// Whether one question may be at fault: values (22), constraints (23) and conflicts with other
+/// transactions (40). Others would only meet the same outage again, one after the other.
+fn is_of_one(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| ["22", "23", "40"].iter().any(|class| code.starts_with(class)))
 }
 
 #[cfg(test)]
