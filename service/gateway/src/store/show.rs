@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use chrono::TimeDelta;
 use fieldpost_delivery::{InboxEntry, Seq, Time};
 use fieldpost_envelope::PeerId;
 
@@ -21,6 +22,9 @@ const SHOW_ATTEMPTS: usize = 8;
 const PAGE_BYTES: i64 = 4 << 20;
 /// With fewer bytes of content, a page that is not full is the last one.
 pub const SMALL_PAGE_BYTES: usize = PAGE_BYTES as usize / MOST_QUESTIONS;
+
+/// More than a look can wait for a connection, its turn and its statement.
+const LONGEST_WAIT: TimeDelta = TimeDelta::minutes(2);
 
 /// An inbox row with its message.
 pub(super) struct Shown {
@@ -221,7 +225,10 @@ async fn give_to_each(
     let mut connection = warm.take().await?;
     let now = {
         let mut latest = latest.lock().unwrap_or_else(PoisonError::into_inner);
-        *latest = looks.iter().map(|look| look.now).fold(*latest, Time::max);
+        let asked = looks.iter().map(|look| look.now).max().unwrap_or_default();
+        // No look waits for so long; the clock was set back.
+        let was_set_back = *latest - asked > LONGEST_WAIT;
+        *latest = if was_set_back { asked } else { asked.max(*latest) };
         *latest
     };
     let rows = sqlx::query!(
