@@ -250,7 +250,7 @@ async fn serve(
     // Subscribed before anything is read, so that nothing can arrive unnoticed.
     let subscription = gateway.subscribers.socket(peer.clone());
     if let Err(error) = presence::opened(&gateway, &peer).await {
-        tracing::warn!(%error, "presence not noted");
+        tracing::warn!(%error, peer.id = %peer, "presence not noted");
     }
     let mut session = Session::new(&gateway, &peer, dialect, after, subscription);
     let Some(end) = gateway.cut_off.run_until_cancelled(session.run(&mut socket)).await else {
@@ -268,7 +268,7 @@ async fn serve(
     metrics::counter!("fieldpost_sockets_closed_total", "reason" => end.label()).increment(1);
     tracing::debug!(socket.end = end.label(), "socket ends");
     if let Err(error) = presence::closed(&gateway, &peer).await {
-        tracing::warn!(%error, "presence not noted");
+        tracing::warn!(%error, peer.id = %peer, "presence not noted");
     }
     // Nothing is held for the client by now; a close frame that waits for it costs a file handle.
     drop(gateway);

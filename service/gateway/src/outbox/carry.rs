@@ -27,14 +27,13 @@ type Sending<'a> = Pin<Box<dyn Future<Output = Event> + Send + 'a>>;
 /// Carries one delivery as far as its claim allows.
 pub(super) async fn carry(outbox: &Outbox, claim: Claim) {
     let message = &claim.message;
-    let span = outbox.gateway.traces.part(&message.sender.peer, message.id, || {
-        info_span!(
-            "outbox.deliver",
-            message.id = %message.id,
-            message.size_bytes = message.content.bytes.len(),
-            delivery.attempt = claim.attempt,
-        )
-    });
+    let span = info_span!(
+        "outbox.deliver",
+        message.id = %message.id,
+        message.size_bytes = message.content.bytes.len(),
+        delivery.attempt = claim.attempt,
+    );
+    outbox.gateway.traces.join(&span, &message.sender.peer, message.id);
     deliver(outbox, claim).instrument(span).await;
 }
 

@@ -68,12 +68,17 @@ impl Traces {
             return Span::none();
         }
         let span = span();
+        self.join(&span, sender, id);
+        span
+    }
+
+    /// Makes `span`, which was not entered yet, a part of the message's trace.
+    pub fn join(&self, span: &Span, sender: &PeerId, id: MessageId) {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(parent) = known.spans.get(&(sender.clone(), id)) {
             // Fails without a layer that exports, and then there is nothing to join.
             let _ = span.set_parent(Context::new().with_remote_span_context(parent.clone()));
         }
-        span
     }
 }
 
