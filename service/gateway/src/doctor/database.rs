@@ -206,8 +206,6 @@ fn time(ahead: TimeDelta, round_trip: Duration) -> Finding {
     )
 }
 
-/// A key that the operator gave is checked; one that the gateway keeps itself is left alone, as
-/// reading it could make it.
 /// Judges the key by the database's check value: `None` if the database cannot be asked, and in it
 /// `None` if it has none yet.
 fn master_key(config: &DatabaseConfig, check: Option<Option<Vec<u8>>>) -> Finding {
