@@ -34,18 +34,19 @@
 //! Version 1 has no other keys, and an unknown one is refused: what a gateway does not understand,
 //! it cannot vouch for with a receipt. A new field is a new version.
 
-mod decode;
+pub(crate) mod decode;
 mod encode;
-mod reader;
-mod writer;
+pub(crate) mod reader;
+pub(crate) mod signature;
+pub(crate) mod writer;
 
 use std::fmt;
 
-use ed25519_dalek::{Signature, Signer, SigningKey};
+use ed25519_dalek::SigningKey;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use self::decode::decode_signed;
+use self::{decode::decode_signed, signature::SIGNATURE_LENGTH};
 use crate::{
     address::{AddressError, GatewayId, PeerAddress, Recipient},
     envelope::{Envelope, FieldName, Receipt, Violation, limits},
@@ -224,18 +225,11 @@ impl SignedEnvelope {
     }
 
     fn new(body: Body, key: &SigningKey) -> Self {
-        let mut payload = body.encode();
-        let signature = key.sign(&signed_text(&payload));
-        payload.extend_from_slice(&signature.to_bytes());
-        Self { bytes: payload, body }
+        Self { bytes: signature::sign(SIGNATURE_CONTEXT, body.encode(), key), body }
     }
 
     fn verify_signature(&self) -> Result<(), VerifyError> {
-        let signer = self.signer();
-        let (payload, signature) = self.parts();
-        let key = signer.verifying_key().map_err(|_| VerifyError::Key { signer })?;
-        key.verify_strict(&signed_text(payload), &Signature::from_bytes(signature))
-            .map_err(|_| VerifyError::Signature { signer })
+        signature::verify(SIGNATURE_CONTEXT, &self.bytes, self.signer())
     }
 
     fn parts(&self) -> (&[u8], &[u8; SIGNATURE_LENGTH]) {
@@ -290,8 +284,8 @@ pub enum SignError {
         /// The gateway whose key it is.
         signer: GatewayId,
     },
-    /// A receipt names the gateway that signs it.
-    #[error("the receipt is to be signed by another gateway than {signer}")]
+    /// A receipt, a certificate or a roster names the gateway that signs it.
+    #[error("what is to be signed names another gateway than {signer}, whose key it is")]
     SignerOfAnother {
         /// The gateway whose key it is.
         signer: GatewayId,
@@ -415,8 +409,14 @@ pub enum DecodeError {
     #[error("labels are not in ascending order")]
     LabelOrder,
     /// We speak version 1.
-    #[error("unsupported envelope version {0}: expected 1")]
+    #[error("unsupported version {0}: expected 1")]
     UnsupportedVersion(u64),
+    /// Deterministic lists of names are sorted, and none comes twice.
+    #[error("{field} is not in ascending order")]
+    NameOrder {
+        /// The field.
+        field: FieldName,
+    },
     /// There are messages, receipts and forwards.
     #[error("unknown envelope kind {0}: expected 0 to 2")]
     UnknownKind(u64),
@@ -450,16 +450,11 @@ pub enum DecodeError {
     Violation(#[from] Violation),
 }
 
-const SIGNATURE_LENGTH: usize = 64;
 const SIGNATURE_CONTEXT: &[u8] = b"fieldpost-envelope-v1";
 const VERSION: u64 = 1;
 const MESSAGE: u64 = 0;
 const RECEIPT: u64 = 1;
 const FORWARD: u64 = 2;
-
-fn signed_text(payload: &[u8]) -> Vec<u8> {
-    [SIGNATURE_CONTEXT, payload].concat()
-}
 
 /// The order of RFC 8949, section 4.2.1: the length is part of the encoded key and comes first.
 fn label_rank(name: &str) -> (usize, &str) {

@@ -247,6 +247,18 @@ pub mod limits {
         + 8 * 1024;
     /// Any signed envelope: a forward holds a message and 4 KiB of its own.
     pub const SIGNED: usize = SIGNED_MESSAGE + 4 * 1024;
+    /// A signed certificate.
+    pub const CERTIFICATE: usize = 256;
+    /// How long a certificate holds, in milliseconds: 24 hours, and one for clocks that differ.
+    pub const CERTIFICATE_MS: u64 = 25 * 60 * 60 * 1000;
+    /// A signed roster.
+    pub const ROSTER: usize = 4 * 1024 * 1024;
+    /// The peers that one roster lists and removes.
+    pub const ROSTER_PEERS: usize = 10_000;
+    /// The greatest number of a roster; what a signed 64-bit column holds.
+    pub const ROSTER_NUMBER: u64 = i64::MAX as u64;
+    /// The name of a listed peer as people see it: 100 characters.
+    pub const DISPLAY_NAME: usize = 400;
 }
 
 /// A rule that an envelope or a receipt breaks, whoever made it.
@@ -319,6 +331,39 @@ pub enum Violation {
     /// A group message is forwarded by the group's home alone, and only someone else's.
     #[error("the forwarded message is not one to a group of the gateway that forwards it")]
     ForwardOfAnother,
+    /// A certificate that never holds.
+    #[error("the certificate ends before it begins")]
+    CertificateEndsBeforeItBegins,
+    /// A certificate outlives the day it is meant for.
+    #[error("the certificate holds for {span_ms} ms: expected at most {most_ms}")]
+    CertificateSpan {
+        /// From its first to its last moment.
+        span_ms: u64,
+        /// What is allowed.
+        most_ms: u64,
+    },
+    /// A roster's number that no store can hold.
+    #[error("roster number {number} is out of range: expected 1 to {most}")]
+    RosterNumber {
+        /// The number.
+        number: u64,
+        /// The greatest there is.
+        most: u64,
+    },
+    /// A delta leads forward.
+    #[error("roster {number} is based on {base}: expected an earlier one")]
+    BaseNotEarlier {
+        /// Its own number.
+        number: u64,
+        /// The one that it changes.
+        base: u64,
+    },
+    /// A whole roster has nothing to remove.
+    #[error("the roster removes peers but is based on no other")]
+    RemovedWithoutBase,
+    /// A peer that is here is not gone.
+    #[error("a peer is listed twice, or both listed and removed")]
+    ListedTwice,
 }
 
 /// A field of an envelope or a receipt, for the errors.
@@ -352,6 +397,17 @@ pub enum FieldName {
     At,
     Reason,
     Original,
+    Gateway,
+    NodePurpose,
+    NodeKey,
+    NotBefore,
+    NotAfter,
+    RosterNumber,
+    Base,
+    Listings,
+    Listing,
+    DisplayName,
+    Removed,
 }
 
 impl fmt::Display for FieldName {
@@ -384,6 +440,17 @@ impl fmt::Display for FieldName {
             Self::At => "time of the receipt",
             Self::Reason => "reason",
             Self::Original => "forwarded message",
+            Self::Gateway => "gateway",
+            Self::NodePurpose => "purpose of the node key",
+            Self::NodeKey => "node key",
+            Self::NotBefore => "first moment",
+            Self::NotAfter => "last moment",
+            Self::RosterNumber => "number of the roster",
+            Self::Base => "number of the roster before",
+            Self::Listings => "list of peers",
+            Self::Listing => "listing",
+            Self::DisplayName => "display name",
+            Self::Removed => "list of removed peers",
         })
     }
 }
@@ -408,12 +475,12 @@ fn check_recipient(recipient: &Recipient) -> Result<(), Violation> {
     if complete { Ok(()) } else { Err(Violation::BareRecipient) }
 }
 
-fn check_text(field: FieldName, text: &str, most: usize) -> Result<(), Violation> {
+pub(crate) fn check_text(field: FieldName, text: &str, most: usize) -> Result<(), Violation> {
     within(field, text.len(), most)?;
     if text.contains('\0') { Err(Violation::Nul { field }) } else { Ok(()) }
 }
 
-fn within(field: FieldName, length: usize, most: usize) -> Result<(), Violation> {
+pub(crate) fn within(field: FieldName, length: usize, most: usize) -> Result<(), Violation> {
     if length > most { Err(Violation::TooLong { field, length, most }) } else { Ok(()) }
 }
 

@@ -3,16 +3,18 @@
 //! Only this crate knows protocols. The gateway sees a name, what the transport can do, what it
 //! reaches, and two ends to put envelopes in and take them out.
 
+mod files;
 mod memory;
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use async_trait::async_trait;
-use fieldpost_envelope::SignedEnvelope;
+use fieldpost_envelope::{GatewayId, SignedEnvelope, SignedRoster};
 use serde::Serialize;
 use thiserror::Error;
 use tokio::sync::watch;
 
+pub use files::{FileError, FileFetch, FileInfo, FileSource};
 pub use memory::{Faults, MemoryNetwork, MemoryOptions, MemoryTransport};
 
 /// One way of carrying envelopes to other gateways and to phones.
@@ -41,11 +43,59 @@ pub trait Transport: Send + Sync {
     /// transport has shut. Nothing in it has been verified.
     async fn receive(&self) -> Option<Vec<u8>>;
 
+    /// Takes this gateway's newest roster, to be told to all gateways in reach and those to come.
+    ///
+    /// `delta` leads to it from the one published before; a gateway that has that one is told the
+    /// delta alone. A transport that tells no rosters ignores this.
+    fn publish(&self, roster: &SignedRoster, delta: Option<&SignedRoster>) {
+        let _ = (roster, delta);
+    }
+
+    /// Waits for the next roster of another gateway, as it came; nothing in it has been verified.
+    /// `None` once the transport has shut.
+    async fn receive_roster(&self) -> Option<HeardRoster> {
+        std::future::pending().await
+    }
+
+    /// Serves files to gateways that ask, from now on.
+    fn serve_files(&self, source: Arc<dyn FileSource>) {
+        let _ = source;
+    }
+
+    /// Fetches a file that `gateway` keeps, from byte `from` on.
+    ///
+    /// # Errors
+    ///
+    /// The gateway is out of reach, or will not give it.
+    async fn fetch_file(
+        &self,
+        gateway: GatewayId,
+        file: &str,
+        from: u64,
+    ) -> Result<FileFetch, FileError> {
+        let _ = (gateway, file, from);
+        Err(FileError::Unsupported)
+    }
+
+    /// Keeps links to these gateways warm, and to those named before no longer; may be ignored.
+    fn keep_warm(&self, gateways: &BTreeSet<GatewayId>) {
+        let _ = gateways;
+    }
+
     /// Its state in figures.
     fn status(&self) -> Status;
 
     /// Stops taking envelopes, lets those under way finish, and ends its tasks.
     async fn shutdown(&self);
+}
+
+/// A roster as it came from another gateway.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct HeardRoster {
+    /// A signed roster, whole or a delta.
+    pub bytes: Vec<u8>,
+    /// Whether the gateway that told it was found on the local network.
+    pub is_nearby: bool,
 }
 
 /// What a transport can do (design, section 7; names of the mirrored API's capabilities).

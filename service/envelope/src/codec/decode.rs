@@ -140,7 +140,7 @@ fn read_recipient(mut item: Item<'_, '_>) -> Result<Recipient, DecodeError> {
     Ok(Recipient::Group { id: read_group(item)?, home: Some(gateway) })
 }
 
-fn read_peer(mut item: Item<'_, '_>) -> Result<PeerId, DecodeError> {
+pub(crate) fn read_peer(mut item: Item<'_, '_>) -> Result<PeerId, DecodeError> {
     let field = item.field();
     let text = item.text(PeerId::MAX_LEN)?;
     let peer: PeerId = text.parse().map_err(|source| DecodeError::Address { field, source })?;
@@ -155,11 +155,11 @@ fn read_group(mut item: Item<'_, '_>) -> Result<GroupId, DecodeError> {
     item.text(GroupId::MAX_LEN)?.parse().map_err(|source| DecodeError::Address { field, source })
 }
 
-fn read_gateway(mut item: Item<'_, '_>) -> Result<GatewayId, DecodeError> {
+pub(crate) fn read_gateway(mut item: Item<'_, '_>) -> Result<GatewayId, DecodeError> {
     item.array().map(GatewayId::from_bytes)
 }
 
-fn read_time(mut item: Item<'_, '_>) -> Result<Timestamp, DecodeError> {
+pub(crate) fn read_time(mut item: Item<'_, '_>) -> Result<Timestamp, DecodeError> {
     let (field, value) = (item.field(), item.uint()?);
     Timestamp::try_from(value).map_err(|_| DecodeError::OutOfRange { field, value })
 }

@@ -5,7 +5,7 @@ use minicbor::Decoder;
 use super::{DecodeError, FieldName, Violation};
 
 /// A map with integer keys, read in the order in which its keys must come.
-pub(super) struct Map<'b> {
+pub(crate) struct Map<'b> {
     reader: Reader<'b>,
     /// Entries whose key has not been read yet.
     left: u64,
@@ -15,7 +15,7 @@ pub(super) struct Map<'b> {
 }
 
 impl<'b> Map<'b> {
-    pub(super) fn begin(payload: &'b [u8]) -> Result<Self, DecodeError> {
+    pub(crate) fn begin(payload: &'b [u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader { decoder: Decoder::new(payload) };
         let left = reader.head(MAP)?.ok_or(DecodeError::NotAMap)?;
         let mut map = Self { reader, left, next: None, last: None };
@@ -24,7 +24,7 @@ impl<'b> Map<'b> {
     }
 
     /// The value of `key`, which every such map has.
-    pub(super) fn required(
+    pub(crate) fn required(
         &mut self,
         key: u64,
         field: FieldName,
@@ -33,7 +33,7 @@ impl<'b> Map<'b> {
     }
 
     /// The value of `key`, if it comes next. Keys must be asked for in ascending order.
-    pub(super) fn optional(
+    pub(crate) fn optional(
         &mut self,
         key: u64,
         field: FieldName,
@@ -52,7 +52,7 @@ impl<'b> Map<'b> {
     }
 
     /// Makes sure that nothing is left, in the map or behind it.
-    pub(super) fn finish(mut self) -> Result<(), DecodeError> {
+    pub(crate) fn finish(mut self) -> Result<(), DecodeError> {
         if self.next.is_none() {
             self.advance()?;
         }
@@ -83,27 +83,27 @@ impl<'b> Map<'b> {
 }
 
 /// The next value, read as what its field demands.
-pub(super) struct Item<'r, 'b> {
+pub(crate) struct Item<'r, 'b> {
     reader: &'r mut Reader<'b>,
     field: FieldName,
 }
 
 impl<'b> Item<'_, 'b> {
-    pub(super) fn field(&self) -> FieldName {
+    pub(crate) fn field(&self) -> FieldName {
         self.field
     }
 
     /// The following values, under another name.
-    pub(super) fn part(&mut self, field: FieldName) -> Item<'_, 'b> {
+    pub(crate) fn part(&mut self, field: FieldName) -> Item<'_, 'b> {
         Item { reader: self.reader, field }
     }
 
-    pub(super) fn uint(&mut self) -> Result<u64, DecodeError> {
+    pub(crate) fn uint(&mut self) -> Result<u64, DecodeError> {
         self.head(UNSIGNED)
     }
 
     /// Bytes of a fixed length.
-    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
         let length = self.measure(BYTES, usize::MAX)?;
         if length != N {
             return Err(DecodeError::Length { field: self.field, length, expected: N });
@@ -111,12 +111,12 @@ impl<'b> Item<'_, 'b> {
         self.bytes(N)?.try_into().map_err(|_| DecodeError::Truncated)
     }
 
-    pub(super) fn bytes(&mut self, most: usize) -> Result<&'b [u8], DecodeError> {
+    pub(crate) fn bytes(&mut self, most: usize) -> Result<&'b [u8], DecodeError> {
         self.measure(BYTES, most)?;
         self.reader.decoder.bytes().map_err(|_| DecodeError::Truncated)
     }
 
-    pub(super) fn text(&mut self, most: usize) -> Result<&'b str, DecodeError> {
+    pub(crate) fn text(&mut self, most: usize) -> Result<&'b str, DecodeError> {
         self.measure(TEXT, most)?;
         let field = self.field;
         self.reader.decoder.str().map_err(|error| {
@@ -129,7 +129,7 @@ impl<'b> Item<'_, 'b> {
     }
 
     /// The bytes, and whether they came as text.
-    pub(super) fn text_or_bytes(&mut self, most: usize) -> Result<(&'b [u8], bool), DecodeError> {
+    pub(crate) fn text_or_bytes(&mut self, most: usize) -> Result<(&'b [u8], bool), DecodeError> {
         if self.reader.major()? == TEXT {
             self.text(most).map(|text| (text.as_bytes(), true))
         } else {
@@ -137,12 +137,12 @@ impl<'b> Item<'_, 'b> {
         }
     }
 
-    pub(super) fn array_length(&mut self, most: usize) -> Result<usize, DecodeError> {
+    pub(crate) fn array_length(&mut self, most: usize) -> Result<usize, DecodeError> {
         let length = self.head(ARRAY)?;
         self.within(length, most)
     }
 
-    pub(super) fn map_length(&mut self, most: usize) -> Result<usize, DecodeError> {
+    pub(crate) fn map_length(&mut self, most: usize) -> Result<usize, DecodeError> {
         let length = self.head(MAP)?;
         self.within(length, most)
     }
@@ -171,7 +171,7 @@ impl<'b> Item<'_, 'b> {
 }
 
 /// A decoder that looks at the head of each item before minicbor does.
-pub(super) struct Reader<'b> {
+pub(crate) struct Reader<'b> {
     decoder: Decoder<'b>,
 }
 
