@@ -97,9 +97,9 @@ impl Flow {
         self.envelopes += 1;
         self.bytes += length;
         if is_large(length) {
-            self.large.push_back(item)
+            self.large.push_back(item);
         } else {
-            self.small.push_back(item)
+            self.small.push_back(item);
         }
         Ok(())
     }

@@ -380,6 +380,11 @@ impl<R: Rng> Peering<R> {
         self.links.len()
     }
 
+    /// How many envelopes have not been settled.
+    pub fn unsettled(&self) -> usize {
+        self.pending.len()
+    }
+
     /// How many nodes are known to be dialled.
     pub fn known(&self) -> usize {
         self.table.len()

@@ -5,6 +5,7 @@
 
 mod files;
 mod memory;
+mod mesh;
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -16,6 +17,7 @@ use tokio::sync::watch;
 
 pub use files::{FileError, FileFetch, FileInfo, FileSource};
 pub use memory::{Faults, MemoryNetwork, MemoryOptions, MemoryTransport};
+pub use mesh::{MeshCounters, MeshError, MeshOptions, MeshRefusal, MeshTransport};
 
 /// One way of carrying envelopes to other gateways and to phones.
 ///

@@ -1,0 +1,152 @@
+//! Where nodes are.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::SocketAddr,
+};
+
+use fieldpost_peering::NodeId;
+use iroh::{Endpoint, EndpointAddr, EndpointId, RelayUrl, TransportAddr};
+use tokio::net::lookup_host;
+
+use super::MeshError;
+
+/// An entry of `--bootstrap`.
+#[derive(Clone, Debug)]
+pub(super) struct Bootstrap {
+    pub(super) node: NodeId,
+    place: Place,
+}
+
+/// Where a node may be found.
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum Place {
+    /// `HOST:PORT`, looked up at each attempt.
+    Host(String),
+    Relays(Vec<RelayUrl>),
+}
+
+impl Bootstrap {
+    pub(super) fn parse(entry: &str, relays: &[RelayUrl]) -> Result<Self, MeshError> {
+        let misfit = || MeshError::Bootstrap { entry: entry.to_owned() };
+        let (node, place) = match entry.split_once('@') {
+            Some((node, place)) => (node, Some(place)),
+            None => (entry, None),
+        };
+        let node: EndpointId = node.parse().map_err(|_| misfit())?;
+        let place = match place {
+            Some(url) if url.contains("://") => {
+                Place::Relays(vec![url.parse().map_err(|_| misfit())?])
+            }
+            Some(host) => {
+                let (name, port) = host.rsplit_once(':').ok_or_else(misfit)?;
+                if name.is_empty() || port.parse::<u16>().is_err() {
+                    return Err(misfit());
+                }
+                Place::Host(host.to_owned())
+            }
+            None if relays.is_empty() => return Err(misfit()),
+            None => Place::Relays(relays.to_vec()),
+        };
+        Ok(Self { node: NodeId(*node.as_bytes()), place })
+    }
+}
+
+/// What is known of where nodes are; the core says whom to forget.
+#[derive(Debug, Default)]
+pub(super) struct AddressBook(HashMap<NodeId, Places>);
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Places {
+    nearby: BTreeSet<SocketAddr>,
+    bootstrap: Vec<Place>,
+}
+
+impl AddressBook {
+    pub(super) fn add_bootstrap(&mut self, entry: Bootstrap) {
+        let places = self.0.entry(entry.node).or_default();
+        if !places.bootstrap.contains(&entry.place) {
+            places.bootstrap.push(entry.place);
+        }
+    }
+
+    /// Takes in where a node says on the local network that it is.
+    pub(super) fn set_nearby(&mut self, node: NodeId, addresses: BTreeSet<SocketAddr>) {
+        self.0.entry(node).or_default().nearby = addresses;
+    }
+
+    pub(super) fn places(&self, node: NodeId) -> Places {
+        self.0.get(&node).cloned().unwrap_or_default()
+    }
+
+    pub(super) fn forget(&mut self, node: NodeId) {
+        self.0.remove(&node);
+    }
+}
+
+impl Places {
+    pub(super) fn are_nearby(&self) -> bool {
+        !self.nearby.is_empty()
+    }
+
+    /// Looks up the names among them.
+    pub(super) async fn resolve(self, node: EndpointId) -> EndpointAddr {
+        let mut addresses: Vec<TransportAddr> =
+            self.nearby.into_iter().map(TransportAddr::Ip).collect();
+        for place in self.bootstrap {
+            match place {
+                Place::Host(host) => {
+                    let found = lookup_host(&host).await.into_iter().flatten();
+                    addresses.extend(found.take(MOST_OF_A_HOST).map(TransportAddr::Ip));
+                }
+                Place::Relays(relays) => {
+                    addresses.extend(relays.into_iter().map(TransportAddr::Relay));
+                }
+            }
+        }
+        EndpointAddr::from_parts(node, addresses)
+    }
+}
+
+/// Bootstrap entries that lead to this endpoint.
+pub(super) fn own_addresses(endpoint: &Endpoint) -> Vec<String> {
+    let (id, address) = (endpoint.id(), endpoint.addr());
+    let bound = endpoint.bound_sockets().into_iter().filter(|socket| !socket.ip().is_unspecified());
+    let sockets: BTreeSet<SocketAddr> = address.ip_addrs().copied().chain(bound).collect();
+    let relays = address.relay_urls().map(|relay| format!("{id}@{relay}"));
+    sockets.iter().map(|socket| format!("{id}@{socket}")).chain(relays).collect()
+}
+
+const MOST_OF_A_HOST: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: &str = "8a88e3dd7409f195fd52db2d3cba5d72ca6709bf1d94121bf3748801b40f6f5c";
+
+    #[test]
+    fn entries_name_a_node_and_where_it_is() {
+        let relay: RelayUrl = "https://relay.example".parse().unwrap();
+        let place = |entry: &str, relays: &[RelayUrl]| {
+            Bootstrap::parse(entry, relays).ok().map(|entry| entry.place)
+        };
+        let host = |text: &str| Some(Place::Host(text.into()));
+        assert_eq!(place(&format!("{NODE}@10.0.0.1:4000"), &[]), host("10.0.0.1:4000"));
+        assert_eq!(place(&format!("{NODE}@[fe80::1]:4000"), &[]), host("[fe80::1]:4000"));
+        assert_eq!(place(&format!("{NODE}@post.example:4000"), &[]), host("post.example:4000"));
+        let at_relay = Some(Place::Relays(vec![relay.clone()]));
+        assert_eq!(place(&format!("{NODE}@https://relay.example"), &[]), at_relay);
+        assert_eq!(place(NODE, &[relay]), at_relay);
+    }
+
+    #[test]
+    fn entries_without_a_node_or_a_place_are_refused_with_what_was_expected() {
+        for entry in
+            ["10.0.0.1:4000", NODE, "@10.0.0.1:1", &format!("{NODE}@host"), &format!("{NODE}@:1")]
+        {
+            let error = Bootstrap::parse(entry, &[]).unwrap_err().to_string();
+            assert!(error.contains("NODE@HOST:PORT"), "{error}");
+        }
+    }
+}
