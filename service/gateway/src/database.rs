@@ -68,16 +68,18 @@ impl Database {
     ///
     /// As there, and if there is none in the data folder yet.
     pub async fn open_existing(config: &DatabaseConfig) -> anyhow::Result<Self> {
-        if let Some(folder) = embedded_folder(config)?
-            && !embedded::holds_database(&folder)
-        {
-            return Err(anyhow!(
-                "there is no gateway's database in {}: name its --data-dir, or start `fieldpost \
-                 serve` there once",
-                folder.display()
-            ));
-        }
+        check_existing(config)?;
         Self::open_or_join(config, true).await
+    }
+
+    /// As [`open_existing`](Self::open_existing), but not beside a running gateway.
+    ///
+    /// # Errors
+    ///
+    /// As there, and if a gateway holds the data folder.
+    pub async fn open_existing_alone(config: &DatabaseConfig) -> anyhow::Result<Self> {
+        check_existing(config)?;
+        Self::open_or_join(config, false).await
     }
 
     async fn open_or_join(config: &DatabaseConfig, join: bool) -> anyhow::Result<Self> {
@@ -98,6 +100,11 @@ impl Database {
             Err(error) => Err(error),
         });
         let (options, embedded) = start.await.context("the embedded database did not start")??;
+        let master_key = match &embedded {
+            Some(_) => settle_rotation(&options, master_key).await?,
+            // The gateway that holds the folder has done it.
+            None => master_key,
+        };
         Ok(Self { options, embedded, master_key })
     }
 
@@ -110,6 +117,43 @@ impl Database {
             }
         }
     }
+}
+
+/// Finds out which of two master keys the database is sealed by, if a rotation was cut off.
+async fn settle_rotation(
+    options: &PgConnectOptions,
+    master_key: MasterKey,
+) -> anyhow::Result<MasterKey> {
+    let Some(successor) = master_key.successor()? else { return Ok(master_key) };
+    let stored = Watch::open(options).await?.master_key_check().await?;
+    let is_in_force = stored.is_some_and(|stored| successor.verify_check_value(&stored).is_ok());
+    if is_in_force {
+        tracing::info!("an earlier rotation of the keys is completed");
+        return Ok(successor.succeed()?);
+    }
+    successor.discard()?;
+    Ok(master_key)
+}
+
+fn check_existing(config: &DatabaseConfig) -> anyhow::Result<()> {
+    match embedded_folder(config)? {
+        Some(folder) if !embedded::holds_database(&folder) => Err(anyhow!(
+            "there is no gateway's database in {}: name its --data-dir, or start `fieldpost serve` \
+             there once",
+            folder.display()
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The data folder of an embedded database, in its canonical form.
+///
+/// # Errors
+///
+/// If the database is an external one, or there is no such folder.
+pub fn data_dir(config: &DatabaseConfig) -> anyhow::Result<PathBuf> {
+    let folder = embedded_folder(config)?.context("an external database has no data folder")?;
+    Ok(embedded::prepare_data_dir(&folder)?)
 }
 
 /// The data folder, unless the database is an external one.

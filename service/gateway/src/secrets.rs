@@ -18,6 +18,9 @@
 //! HASH stands for the data folder's path. Back this file up with the data, and rename it with a
 //! data folder that moves, or give it by `--master-key-file`.
 
+mod passphrase;
+mod successor;
+
 use std::{
     env,
     fmt::{self, Debug, Display, Formatter},
@@ -49,6 +52,8 @@ use thiserror::Error;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::embedded::{self, EmbeddedError};
+
+pub use self::passphrase::{PassphraseError, SHORTEST_PASSPHRASE, SealedIdentity};
 
 /// How many bytes sealing adds: version, nonce and tag.
 pub const SEALED_OVERHEAD: usize = 1 + NONCE_LENGTH + TAG_LENGTH;
@@ -215,6 +220,12 @@ pub enum MasterKeyError {
         /// Where its key was looked for.
         path: PathBuf,
     },
+    /// A key that the operator keeps is the operator's to replace.
+    #[error(
+        "this master key is not kept by the gateway, so it makes no successor; make one with \
+         `umask 077; openssl rand -hex 32 > new.key` and give it by --new-master-key-file new.key"
+    )]
+    NotManaged,
     /// No place for managed keys.
     #[error(
         "this user has no home folder for the master key; set XDG_CONFIG_HOME or give --master-key-file"

@@ -32,11 +32,13 @@ pub mod identity;
 mod inbox;
 mod messages;
 mod mirrored;
+mod node_keys;
 mod outbox;
 mod partitions;
 mod peers;
 mod presence;
 pub mod quota;
+mod rotation;
 pub mod schema;
 mod show;
 mod warm;
@@ -48,12 +50,14 @@ pub use federation::{OwedReceipt, QueueDepths};
 pub use groups::{FanOut, GroupTraffic};
 pub use messages::{Page, conversation, status_of};
 pub use mirrored::Traffic;
+pub use node_keys::NODE_KEY_LEASE;
 pub use peers::{
     Admission, MAX_LISTED, NewPeer, Peer, PeerDefaults, PeerSettings, PeerStats, Registered,
     ShownTo,
 };
 pub use presence::{LEASE, Presence};
 pub use quota::{Full, Quotas};
+pub use rotation::{Rotated, RotationError};
 pub use show::SMALL_PAGE_BYTES;
 
 /// What the gateway keeps, in Postgres.
@@ -89,6 +93,11 @@ impl Store {
     /// The same store, announcing its commits to other replicas or not.
     pub fn announcing(self, announces: bool) -> Self {
         Self { announces, ..self }
+    }
+
+    /// What seals the secrets in it.
+    pub fn master_key(&self) -> &MasterKey {
+        &self.master_key
     }
 
     /// A store over `pool`; nothing is read yet.

@@ -262,6 +262,33 @@ fn no_second_key_is_made_for_a_database_that_has_one_somewhere() {
 }
 
 #[test]
+fn a_successor_waits_beside_the_key_until_it_takes_its_place() {
+    let folder = TempFolder::new();
+    let (data_dir, config_dir) = (folder.0.join("data"), folder.0.join("config"));
+    let key = managed(&data_dir, &config_dir).unwrap();
+    assert!(key.successor().unwrap().is_none());
+    let next = key.prepare_successor(&data_dir).unwrap();
+    assert!(next.verify_check_value(&key.check_value()).is_err());
+    // Until then the old key is the one that is loaded, and a discarded successor leaves it so.
+    let loaded = managed(&data_dir, &config_dir).unwrap();
+    loaded.verify_check_value(&key.check_value()).unwrap();
+    loaded.successor().unwrap().unwrap().discard().unwrap();
+    assert!(loaded.successor().unwrap().is_none());
+
+    let next = key.prepare_successor(&data_dir).unwrap().check_value();
+    key.successor().unwrap().unwrap().succeed().unwrap();
+    managed(&data_dir, &config_dir).unwrap().verify_check_value(&next).unwrap();
+    assert!(key.successor().unwrap().is_none());
+}
+
+#[test]
+fn an_operators_own_key_has_no_successor_of_ours() {
+    let refused = master(1).prepare_successor(Path::new("/"));
+    assert!(matches!(refused, Err(MasterKeyError::NotManaged)));
+    assert!(master(1).successor().unwrap().is_none());
+}
+
+#[test]
 fn no_two_messages_share_a_nonce() {
     let key = DataKey::generate().unwrap();
     let mut nonces = std::collections::HashSet::new();

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use crate::{
     Identity,
     secrets::{MasterKeyError, OpenError, SealError},
-    store::Store,
+    store::{Store, node_keys},
 };
 
 /// Why the deployment's identity is not known.
@@ -34,12 +34,21 @@ pub enum IdentityError {
         "the gateway's signing key in the database is not that of {0}; restore it from a backup"
     )]
     Mismatch(String),
+    /// A replica's key does not open, or is not the one that it is filed as.
+    #[error("a {0} node key in the database is damaged; `fieldpost keys rotate` makes new ones")]
+    DamagedNodeKey(String),
+    /// The database belongs to another gateway already, which has peers.
+    #[error(
+        "this database is gateway {0}'s and has peers: an identity is imported into a new one \
+         (choose another --data-dir or --database-url)"
+    )]
+    Taken(String),
     /// The database was exchanged while the gateway ran.
     #[error("the database was restored or exchanged while the gateway ran; restart the gateway")]
     Exchanged,
 }
 
-const KEY_PURPOSE: &str = "gateway signing key";
+pub(super) const KEY_PURPOSE: &str = "gateway signing key";
 
 impl Store {
     /// Who the deployment is.
@@ -107,6 +116,51 @@ impl Store {
         .execute(&self.pool)
         .await?;
         Ok(())
+    }
+
+    /// Makes this database that of the gateway whose key is given, unless it is another's already.
+    /// Tells whether anything changed.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError::Taken`] if the database has peers of another gateway.
+    pub async fn import_identity(&self, key: &SigningKey) -> Result<bool, IdentityError> {
+        let gateway_id = GatewayId::from(key.verifying_key()).to_string();
+        let mut transaction = self.pool.begin().await?;
+        let stored = sqlx::query!(
+            r#"
+            select gateway_id, exists (select from peer) as "has_peers!"
+            from gateway_identity for update
+            "#
+        )
+        .fetch_optional(&mut *transaction)
+        .await?;
+        match stored {
+            Some(row) if row.gateway_id == gateway_id => return Ok(false),
+            Some(row) if row.has_peers => return Err(IdentityError::Taken(row.gateway_id)),
+            _ => {}
+        }
+        let sealed_key =
+            self.master_key.seal(KEY_PURPOSE, gateway_id.as_bytes(), key.as_bytes().as_slice())?;
+        sqlx::query!(
+            r#"
+            insert into gateway_identity (gateway_id, sealed_key, check_value, created_at)
+            values ($1, $2, $3, $4)
+            on conflict (only_row) do update set
+                gateway_id = excluded.gateway_id,
+                sealed_key = excluded.sealed_key,
+                epoch = excluded.epoch
+            "#,
+            gateway_id,
+            sealed_key,
+            &self.master_key.check_value(),
+            self.clock.now(),
+        )
+        .execute(&mut *transaction)
+        .await?;
+        node_keys::forget_all(&mut transaction).await?;
+        transaction.commit().await?;
+        Ok(true)
     }
 
     fn open_identity(&self, stored: &StoredIdentity) -> Result<Identity, IdentityError> {

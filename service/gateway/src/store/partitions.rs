@@ -5,7 +5,10 @@ use std::sync::Arc;
 use chrono::{DateTime, Days, NaiveDate, Utc};
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::{secrets::DataKey, store::Store};
+use crate::{
+    secrets::DataKey,
+    store::{Store, node_keys::check_master_key},
+};
 
 /// The tables that are cut by days.
 const PARTITIONED: [&str; 3] = ["message", "delivery", "attempt"];
@@ -55,6 +58,9 @@ impl Store {
     async fn create_day(&self, day: NaiveDate) -> sqlx::Result<Vec<u8>> {
         let mut transaction = self.pool.begin().await?;
         lock(&mut transaction).await?;
+        check_master_key(&mut transaction, &self.master_key)
+            .await
+            .map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
         let sealed = DataKey::generate()
             .and_then(|key| key.wrap(&self.master_key, &label(day)))
             .map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
@@ -174,7 +180,7 @@ impl Store {
     }
 }
 
-async fn lock(connection: &mut PgConnection) -> sqlx::Result<()> {
+pub(super) async fn lock(connection: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::query!("select pg_advisory_xact_lock($1)", PARTITION_LOCK)
         .execute(connection)
         .await
@@ -185,6 +191,6 @@ fn partition(table: &str, day: NaiveDate) -> String {
     format!("{table}_{}", day.format("%Y%m%d"))
 }
 
-fn label(day: NaiveDate) -> String {
+pub(super) fn label(day: NaiveDate) -> String {
     format!("partition {day}")
 }

@@ -1,0 +1,186 @@
+//! Keys of replicas: each holds its own under a lease, and finds it again after a restart (design,
+//! section 4).
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use ed25519_dalek::SigningKey;
+use rand::{TryRng, rngs::SysRng};
+use sqlx::PgConnection;
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use crate::{
+    secrets::{MasterKey, SealError},
+    store::{Store, identity::IdentityError},
+};
+
+/// How long a replica's word that it holds a key is good; longer than an ordinary outage of the
+/// database, so that nobody takes the key of a replica that still runs.
+pub const NODE_KEY_LEASE: Duration = Duration::from_secs(600);
+/// A key that nobody has held for so long is forgotten.
+const FORGOTTEN_AFTER: TimeDelta = TimeDelta::days(7);
+const KEY_PURPOSE: &str = "node key";
+
+impl Store {
+    /// The node key of this replica for `purpose`: one that nobody holds, or a new one.
+    ///
+    /// `alone` says that there can be no other replica, so that the key of a process that was
+    /// killed is taken over at once.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be asked, or a key in it does not open.
+    pub async fn hold_node_key(
+        &self,
+        now: DateTime<Utc>,
+        purpose: &str,
+        replica: Uuid,
+        alone: bool,
+    ) -> Result<SigningKey, IdentityError> {
+        let mut transaction = self.pool.begin().await?;
+        check_master_key(&mut transaction, &self.master_key).await?;
+        sqlx::query!("delete from node_key where held_until < $1", now - FORGOTTEN_AFTER)
+            .execute(&mut *transaction)
+            .await?;
+        let free = sqlx::query!(
+            r#"
+            select node, sealed_seed from node_key
+            where purpose = $1 and (held_until <= $2 or $3)
+            order by created_at
+            limit 1
+            for update skip locked
+            "#,
+            purpose,
+            now,
+            alone,
+        )
+        .fetch_optional(&mut *transaction)
+        .await?;
+        let until = now + NODE_KEY_LEASE;
+        let key = match free {
+            Some(row) => {
+                let key = self.open_node_key(purpose, &row.node, &row.sealed_seed)?;
+                sqlx::query!(
+                    r#"
+                    update node_key set held_by = $3, held_until = $4
+                    where purpose = $1 and node = $2
+                    "#,
+                    purpose,
+                    row.node,
+                    replica,
+                    until,
+                )
+                .execute(&mut *transaction)
+                .await?;
+                key
+            }
+            None => {
+                let (key, sealed) = self.make_node_key(purpose)?;
+                let node = key.verifying_key().to_bytes();
+                sqlx::query!(
+                    r#"
+                    insert into node_key (purpose, node, sealed_seed, created_at, held_by, held_until)
+                    values ($1, $2, $3, $4, $5, $6)
+                    "#,
+                    purpose,
+                    node.as_slice(),
+                    sealed,
+                    now,
+                    replica,
+                    until,
+                )
+                .execute(&mut *transaction)
+                .await?;
+                key
+            }
+        };
+        transaction.commit().await?;
+        Ok(key)
+    }
+
+    /// Renews the leases of this replica's keys; false if one of them is no longer its own.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be asked.
+    pub async fn renew_node_keys(
+        &self,
+        now: DateTime<Utc>,
+        replica: Uuid,
+        held: usize,
+    ) -> sqlx::Result<bool> {
+        sqlx::query!(
+            "update node_key set held_until = $2 where held_by = $1",
+            replica,
+            now + NODE_KEY_LEASE
+        )
+        .execute(&self.pool)
+        .await
+        .map(|done| done.rows_affected() >= held as u64)
+    }
+
+    /// Gives up this replica's keys, so that the next to start takes them over.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be asked; the lease then ends by itself.
+    pub async fn release_node_keys(&self, now: DateTime<Utc>, replica: Uuid) -> sqlx::Result<()> {
+        sqlx::query!("update node_key set held_until = $2 where held_by = $1", replica, now)
+            .execute(&self.pool)
+            .await
+            .map(drop)
+    }
+
+    fn open_node_key(
+        &self,
+        purpose: &str,
+        node: &[u8],
+        sealed: &[u8],
+    ) -> Result<SigningKey, IdentityError> {
+        let opened = self.master_key.open(KEY_PURPOSE, &label(purpose, node), sealed)?;
+        let damaged = || IdentityError::DamagedNodeKey(purpose.to_owned());
+        let seed = opened.as_slice().try_into().map_err(|_| damaged())?;
+        let key = SigningKey::from_bytes(seed);
+        if key.verifying_key().as_bytes() != node {
+            return Err(damaged());
+        }
+        Ok(key)
+    }
+
+    fn make_node_key(&self, purpose: &str) -> Result<(SigningKey, Vec<u8>), SealError> {
+        let mut seed = Zeroizing::new([0; 32]);
+        SysRng
+            .try_fill_bytes(seed.as_mut_slice())
+            .map_err(|error| SealError::Random(error.to_string()))?;
+        let key = SigningKey::from_bytes(&seed);
+        let node = key.verifying_key().to_bytes();
+        let sealed = self.master_key.seal(KEY_PURPOSE, &label(purpose, &node), seed.as_slice())?;
+        Ok((key, sealed))
+    }
+}
+
+/// Forgets all node keys, so that every replica makes new ones at its next start.
+pub(super) async fn forget_all(connection: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query!("delete from node_key").execute(connection).await.map(drop)
+}
+
+/// Refuses to seal anything under a master key that was rotated away while this process ran.
+///
+/// Holds off a rotation until the transaction ends.
+pub(super) async fn check_master_key(
+    connection: &mut PgConnection,
+    master_key: &MasterKey,
+) -> Result<(), IdentityError> {
+    let stored = sqlx::query_scalar!("select check_value from gateway_identity for share")
+        .fetch_optional(connection)
+        .await?;
+    match stored {
+        Some(stored) => master_key.verify_check_value(&stored).map_err(IdentityError::from),
+        None => Ok(()),
+    }
+}
+
+fn label(purpose: &str, node: &[u8]) -> Vec<u8> {
+    [purpose.as_bytes(), b"\0", node].concat()
+}
