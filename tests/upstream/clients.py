@@ -451,7 +451,7 @@ async def gateway(binary: str, options: list[str]):
     with tempfile.TemporaryDirectory(prefix="fieldpost-clients-") as folder:
         # The embedded server of a gateway that root starts runs as another user.
         os.chmod(folder, 0o755)
-        command = [binary, "serve", "--auth", "open", "--listen", f"127.0.0.1:{port}"]
+        command = [binary, "serve", "--transports", "none", "--auth", "open", "--listen", f"127.0.0.1:{port}"]
         command += ["--admin-listen", f"127.0.0.1:{admin_port}"]
         command += ["--master-key-file", master_key_file(folder)]
         if "--database-url" not in options:

@@ -1,9 +1,13 @@
 //! What an operator can set: one structure, from flags or environment, read once.
 
-use std::{ffi::OsString, iter, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet, ffi::OsString, iter, net::SocketAddr, path::PathBuf, time::Duration,
+};
 
 use clap::{Args, Parser, ValueEnum};
 use secrecy::SecretString;
+
+use crate::transports;
 
 /// Options of `fieldpost serve`, by flag or environment.
 #[derive(Args, Clone, Debug)]
@@ -29,9 +33,28 @@ pub struct Config {
     #[arg(long, env = "FIELDPOST_REGISTRATION", value_enum)]
     pub registration: Option<Registration>,
 
-    /// The transports to use, of those that this build has; none so far.
-    #[arg(long, env = "FIELDPOST_TRANSPORTS", value_delimiter = ',')]
-    pub transports: Vec<String>,
+    /// The transports to use, of those that this build has: `mesh`; or `none`.
+    #[arg(long, env = "FIELDPOST_TRANSPORTS", value_delimiter = ',', default_value = "mesh")]
+    transports: Vec<String>,
+
+    /// Gateways to join that are not found by themselves, as they name their own address at start:
+    /// `NODE@HOST:PORT`.
+    #[arg(long, env = "FIELDPOST_BOOTSTRAP", value_delimiter = ',')]
+    pub bootstrap: Vec<String>,
+
+    /// Where other gateways reach this one over QUIC (UDP). Default: all addresses, at a port that
+    /// is free.
+    #[arg(long, env = "FIELDPOST_MESH_LISTEN")]
+    pub mesh_listen: Option<SocketAddr>,
+
+    /// Relay servers of your own, such as `https://relay.example`, for gateways that cannot reach each
+    /// other directly. No others are ever used.
+    #[arg(long, env = "FIELDPOST_MESH_RELAY", value_delimiter = ',')]
+    pub mesh_relay: Vec<String>,
+
+    /// Whether gateways on the local network are found, and find this one, by mDNS.
+    #[arg(long, env = "FIELDPOST_MESH_DISCOVERY", value_enum, default_value = "on")]
+    pub mesh_discovery: Switch,
 
     /// The order of choice where nothing else decides.
     #[arg(
@@ -182,6 +205,16 @@ impl Config {
         Options::try_parse_from(all).map(|options| options.config)
     }
 
+    /// The transports to use, each once.
+    pub fn transports(&self) -> impl Iterator<Item = &str> {
+        let names = self.transports.iter().map(String::as_str);
+        let chosen: BTreeSet<&str> = match self.transports.as_slice() {
+            [only] if only == "none" => BTreeSet::new(),
+            _ => names.collect(),
+        };
+        chosen.into_iter()
+    }
+
     /// The rule for registrations, given or by default.
     pub fn registration(&self) -> Registration {
         self.registration.unwrap_or(if self.listen.ip().is_loopback() {
@@ -222,18 +255,25 @@ impl Config {
                 return Err(format!("--bus {other} is unknown: use local or postgres"));
             }
         }
-        if let Some(name) = self.transports.first() {
-            return Err(match name.as_str() {
-                "ble" | "htx" | "mesh" => {
-                    format!("--transports {name}: this build does not have that transport yet")
+        for name in self.transports() {
+            match name {
+                "ble" | "htx" => {
+                    return Err(format!(
+                        "--transports {name}: this build does not have that transport yet"
+                    ));
                 }
                 "memory" => {
-                    "--transports memory: that one joins gateways inside a test and cannot \
-                             be chosen; the names are ble, htx and mesh"
-                        .to_owned()
+                    return Err("--transports memory: that one joins gateways inside a test and \
+                                cannot be chosen; the names are ble, htx and mesh"
+                        .to_owned());
                 }
-                _ => format!("--transports {name} is unknown: the names are ble, htx and mesh"),
-            });
+                _ if transports::BUILT.contains(&name) => {}
+                _ => {
+                    return Err(format!(
+                        "--transports {name} is unknown: the names are ble, htx and mesh, or none"
+                    ));
+                }
+            }
         }
         Ok(())
     }

@@ -25,5 +25,6 @@ pub mod store;
 pub mod subscribers;
 pub mod sweep;
 pub mod telemetry;
+pub mod transports;
 
 pub use gateway::{Gateway, Identity, Shared};

@@ -38,6 +38,7 @@ use crate::{
     subscribers::Subscribers,
     sweep,
     telemetry::{self, traces::Traces},
+    transports,
 };
 
 /// The most connections of clients at once, sockets included; one more gets 503 and is closed.
@@ -134,12 +135,16 @@ pub async fn start(config: Config, connect: Option<Connect>) -> anyhow::Result<R
         Ok(_) => {}
         Err(_) => tracing::warn!("the database takes long; the API answers once it is ready"),
     }
-    let transports = match connect {
+    let (transports, late) = match connect {
         Some(connect) => {
             let identity = store.identity().context("the database does not answer in time")?;
-            connect(identity.gateway_id)
+            (connect(identity.gateway_id), Vec::new())
         }
-        None => Vec::new(),
+        None => {
+            let late = transports::chosen(&config);
+            let all = late.iter().map(|one| one.clone() as Arc<dyn Transport>).collect();
+            (all, late)
+        }
     };
 
     let (acceptor, writers) = accept::queues();
@@ -162,6 +167,11 @@ pub async fn start(config: Config, connect: Option<Connect>) -> anyhow::Result<R
         config,
     });
     spawn_workers(&mut workers, &gateway, writers);
+    for transport in late {
+        let stop = workers.stop.clone();
+        let alone = embedded.is_some();
+        workers.spawn("transport", transports::keep(gateway.clone(), transport, alone, stop));
+    }
     let upkeep = metrics.clone();
     workers.spawn(
         "metrics",

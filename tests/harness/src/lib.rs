@@ -9,6 +9,7 @@ pub mod client;
 pub mod federation;
 pub mod history;
 pub mod load;
+pub mod namespace;
 pub mod postgres;
 pub mod process;
 mod spawn;

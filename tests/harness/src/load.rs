@@ -55,8 +55,8 @@ impl Default for Shape {
 pub struct Load {
     recorder: Recorder,
     clients: Vec<Client>,
-    /// The address of the group of all.
-    group: String,
+    /// The address of the group of all, where there is one.
+    group: Option<String>,
     senders: JoinSet<()>,
     listeners: JoinSet<()>,
     stop_sending: watch::Sender<bool>,
@@ -88,12 +88,23 @@ const TTL: u64 = 3600;
 impl Load {
     /// Registers the peers at the gateway of `client` and sets them to work.
     pub async fn start(client: &Client, shape: Shape, seed: u64) -> Self {
-        let mut clients = Vec::new();
-        for number in 0..shape.peers {
-            let name = format!("peer-{number}");
-            clients.push(client.register(&name).await.expect("a peer can be registered"));
-        }
+        let clients = register(std::slice::from_ref(client), shape).await;
         let group = create_group(&clients).await;
+        Self::set_up(clients, Some(group), shape, seed)
+    }
+
+    /// Registers the peers at the gateways of `homes` in turn. Everybody calls the others by their
+    /// bare names.
+    pub async fn register_across(homes: &[Client], shape: Shape) -> Vec<Client> {
+        register(homes, shape).await
+    }
+
+    /// Sets peers of several gateways to work, once each gateway knows the names of the others.
+    pub fn start_across(clients: Vec<Client>, shape: Shape, seed: u64) -> Self {
+        Self::set_up(clients, None, shape, seed)
+    }
+
+    fn set_up(clients: Vec<Client>, group: Option<String>, shape: Shape, seed: u64) -> Self {
         let mut load = Self {
             recorder: Recorder::default(),
             clients,
@@ -201,6 +212,9 @@ impl Load {
             empty(client, &self.recorder, deadline).await;
         }
         let talk = self.recorder.finish(false);
+        if self.group.is_none() {
+            self.settle(&talk, deadline).await;
+        }
         for (sender, messages) in messages_by_sender(&talk) {
             let client = self.clients.iter().find(|client| client.peer() == sender);
             let client = client.expect("every sender has its client");
@@ -211,6 +225,50 @@ impl Load {
         let mut history = self.recorder.finish(true);
         history.events.splice(..0, talk.events);
         history
+    }
+
+    /// Waits until nothing is on its way between gateways any more, taking what arrives.
+    async fn settle(&self, talk: &History, deadline: Instant) {
+        let mut waiting: Vec<(&Client, Uuid)> = Vec::new();
+        for (sender, messages) in messages_by_sender(talk) {
+            let client = self.clients.iter().find(|client| client.peer() == sender);
+            let client = client.expect("every sender has its client");
+            waiting.extend(messages.into_iter().map(|message| (client, message)));
+        }
+        while !waiting.is_empty() {
+            assert!(Instant::now() < deadline, "{} messages never arrive", waiting.len());
+            let mut still = Vec::new();
+            for (client, message) in waiting {
+                let is_on_its_way = match client.record(message).await {
+                    Ok(record) => matches!(record.status.as_str(), "pending" | "sent"),
+                    Err(failure) => failure.status() != Some(404),
+                };
+                if is_on_its_way {
+                    still.push((client, message));
+                }
+            }
+            waiting = still;
+            for client in &self.clients {
+                empty(client, &self.recorder, deadline).await;
+            }
+        }
+    }
+}
+
+async fn register(homes: &[Client], shape: Shape) -> Vec<Client> {
+    let mut clients = Vec::new();
+    for (number, home) in (0..shape.peers).zip(homes.iter().cycle()) {
+        let name = format!("peer-{number}");
+        clients.push(home.register(&name).await.expect("a peer can be registered"));
+    }
+    clients
+}
+
+/// A peer's name without its gateway: here no two have the same.
+fn bare(name: String) -> String {
+    match name.split_once('@') {
+        Some((peer, _)) => peer.to_owned(),
+        None => name,
     }
 }
 
@@ -278,7 +336,7 @@ async fn report(client: &Client, recorder: &Recorder, message: Uuid, deadline: I
         let (deliveries, unknown) = match client.record(message).await {
             Ok(record) => {
                 let deliveries = record.recipients.into_iter().map(|delivery| DeliveryReport {
-                    recipient: delivery.recipient,
+                    recipient: bare(delivery.recipient),
                     status: delivery.status,
                     transports: delivery
                         .attempts
@@ -312,7 +370,7 @@ async fn report(client: &Client, recorder: &Recorder, message: Uuid, deadline: I
 /// One task of one peer.
 struct Worker {
     client: Client,
-    group: String,
+    group: Option<String>,
     recorder: Recorder,
     tally: Arc<Tally>,
     rng: StdRng,
@@ -390,9 +448,9 @@ impl Worker {
     }
 
     fn draft(&mut self, peers: &[String], shape: Shape) -> Draft {
-        let to = match self.rng.random_bool(0.05) {
-            true => &self.group,
-            false => &peers[self.rng.random_range(0..peers.len())],
+        let to = match &self.group {
+            Some(group) if self.rng.random_bool(0.05) => group,
+            _ => &peers[self.rng.random_range(0..peers.len())],
         };
         let message_id = Uuid::from_u64_pair(self.rng.random(), self.rng.random());
         let length = self.rng.random_range(0..=shape.content);
@@ -432,7 +490,7 @@ impl Worker {
         self.recorder.add(Event::Send(Send {
             sender: self.client.peer().to_owned(),
             message: draft.message_id.expect("every draft of ours is named"),
-            recipients: match draft.to == self.group {
+            recipients: match self.group.as_ref() == Some(&draft.to) {
                 true => peers.iter().filter(|peer| *peer != self.client.peer()).cloned().collect(),
                 false => vec![draft.to.clone()],
             },
@@ -620,7 +678,7 @@ fn shown(peer: &str, message: InboxMessage, stream: u64, opened: u64, at: u64) -
         peer: peer.to_owned(),
         seq: message.seq,
         message: message.message_id,
-        sender: message.from,
+        sender: bare(message.from),
         content: message.content.unwrap_or_default(),
         gap: message.gap,
         late: message.late,

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio, id},
     sync::{
-        LazyLock,
+        Arc, LazyLock,
         atomic::{AtomicU16, Ordering},
     },
     thread,
@@ -22,7 +22,8 @@ use tokio::time::Instant;
 use crate::{
     Postgres,
     client::Client,
-    spawn::{TemporaryFolder, command, send_signal, spawn, wait_within},
+    namespace::Namespace,
+    spawn::{TemporaryFolder, command, command_behind, send_signal, spawn, wait_within},
 };
 
 const READY_DEADLINE: Duration = Duration::from_secs(90);
@@ -37,6 +38,9 @@ pub struct Options {
     shares_postgres: bool,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    /// What its command is put behind, and how its ports are reached from here.
+    machine: Option<Arc<Namespace>>,
+    transports: Option<String>,
 }
 
 impl Options {
@@ -65,6 +69,17 @@ impl Options {
     pub fn argument(mut self, argument: impl Into<String>) -> Self {
         self.arguments.push(argument.into());
         self
+    }
+
+    /// The same with transports; without this word it has none, so that the gateways of tests that
+    /// run at once do not find each other.
+    pub fn transports(self, names: &str) -> Self {
+        Self { transports: Some(names.to_owned()), ..self }
+    }
+
+    /// The same on a machine of its own.
+    pub fn on_machine(self, machine: Arc<Namespace>) -> Self {
+        Self { machine: Some(machine), ..self }
     }
 
     /// The same with one more environment variable.
@@ -98,6 +113,8 @@ pub struct Gateway {
     options: Options,
     port: u16,
     admin_port: u16,
+    /// The same two as this process reaches them.
+    reached: (u16, u16),
 }
 
 impl Gateway {
@@ -115,7 +132,11 @@ impl Gateway {
         let folder = TemporaryFolder::new("gw");
         write_master_key(folder.path());
         let (port, admin_port) = (free_port(), free_port());
-        Self { child: None, folder, options, port, admin_port }
+        let reached = match &options.machine {
+            Some(machine) => (machine.forward(port), machine.forward(admin_port)),
+            None => (port, admin_port),
+        };
+        Self { child: None, folder, options, port, admin_port, reached }
     }
 
     /// Starts the gateway again on the same data and ports, and waits until it is ready.
@@ -176,12 +197,12 @@ impl Gateway {
 
     /// The address of the API, without a slash at its end.
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("http://127.0.0.1:{}", self.reached.0)
     }
 
     /// The address of the admin listener, without a slash at its end.
     pub fn admin_url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.admin_port)
+        format!("http://127.0.0.1:{}", self.reached.1)
     }
 
     /// The process id.
@@ -280,12 +301,16 @@ impl Gateway {
     }
 
     fn command(&self) -> Command {
-        let mut command = command(binary());
+        let mut command = match &self.options.machine {
+            Some(machine) => command_behind(&machine.prefix(), binary()),
+            None => command(binary()),
+        };
         command
             .arg("serve")
             .arg(format!("--listen=127.0.0.1:{}", self.port))
             .arg(format!("--admin-listen=127.0.0.1:{}", self.admin_port))
             .arg(format!("--auth={}", if self.options.open { "open" } else { "token" }))
+            .arg(format!("--transports={}", self.options.transports.as_deref().unwrap_or("none")))
             .args(&self.options.arguments);
         self.tell_database(&mut command);
         let log = File::options()

@@ -51,6 +51,14 @@ pub(crate) fn command(program: &Path) -> Command {
     Command::new(program)
 }
 
+/// The same behind other words, such as those that enter a namespace.
+pub(crate) fn command_behind(prefix: &[String], program: &Path) -> Command {
+    let inner = command(program);
+    let mut command = Command::new(&prefix[0]);
+    command.args(&prefix[1..]).arg(inner.get_program()).args(inner.get_args());
+    command
+}
+
 pub(crate) fn send_signal(pid: u32, signal: Signal) {
     let pid = Pid::from_raw(i32::try_from(pid).expect("a pid fits"));
     // It may have ended by itself, which the caller will notice.

@@ -105,7 +105,7 @@ def gateway(folder: Path, auth: str) -> Iterator[Gateway]:
     port, admin_port = free_port(), free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("FIELDPOST_")}
     environment["FIELDPOST_MASTER_KEY"] = secrets.token_hex(32)
-    command = [os.environ["FIELDPOST_BIN"], "serve", f"--auth={auth}"]
+    command = [os.environ["FIELDPOST_BIN"], "serve", f"--auth={auth}", "--transports=none"]
     command += [f"--listen=127.0.0.1:{port}", f"--admin-listen=127.0.0.1:{admin_port}"]
     # The checks are one caller; what they find must not depend on how fast they are.
     command += ["--rate-limit=100000", "--registration-rate-limit=100000"]
