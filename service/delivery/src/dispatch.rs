@@ -12,6 +12,8 @@
 //! * A hard failure moves on to the next place at once, silence after the failover time-out. With
 //!   [`Rules::failover`] off only the first place is tried.
 //! * A plan to be carried out at once uses all its places at the start.
+//! * A transport that comes from a rest is tried out beside the first of the others.
+//! * When the target comes into reach anew, what is under way over the lost link is planned again.
 //! * When nothing is left the delivery is tried again after a back-off, or waits for reach.
 //! * A broadcast over a transport ends as `sent` as soon as it may have left. It is never repeated;
 //!   only a hard failure, after which nothing has left, is followed by another attempt.
@@ -88,6 +90,11 @@ pub enum Event {
     },
     /// A receipt for this delivery was settled in the store.
     Receipt(ReceiptKind),
+    /// The target has come into reach over a transport, where it was not before.
+    Returned {
+        /// Which transport.
+        transport: String,
+    },
     /// A deadline may be over.
     Wake,
 }
@@ -129,6 +136,8 @@ pub struct Dispatch {
     at_once: bool,
     /// What has not been tried, best first.
     places: std::vec::IntoIter<Place>,
+    /// What is tried out beside the first of them.
+    trials: Vec<Place>,
     under_way: Vec<UnderWay>,
     /// The envelope that a transport took charge of last.
     envelope: Option<[u8; 32]>,
@@ -144,6 +153,7 @@ pub struct Dispatch {
 struct UnderWay {
     attempt: Attempt,
     took_charge: bool,
+    is_beside: bool,
     /// When silence counts as failure; `None` once it has.
     deadline: Option<Time>,
 }
@@ -151,16 +161,23 @@ struct UnderWay {
 impl Dispatch {
     /// Sets out with a claim and the plan for it. `rng` gives the back-off its jitter.
     pub fn new(claim: &Claim, plan: Plan, rules: &Rules, rng: &mut impl Rng) -> Self {
+        let is_broadcast = matches!(claim.target, Target::Broadcast(_));
+        // Without failover one way alone is used, and a broadcast is heard over each only once.
+        let has_trials = rules.failover && !plan.at_once && !is_broadcast;
+        let has_others = plan.places.iter().any(|place| !place.is_trial);
+        let (trials, places): (Vec<_>, Vec<_>) =
+            plan.places.into_iter().partition(|place| has_trials && has_others && place.is_trial);
         Self {
             failover: rules.failover,
             failover_timeout: rules.failover_timeout,
             retry_wait: rules.backoff.wait(claim.attempt, rng),
             expires_at: claim.message.expires_at,
             ours_until: claim.claimed_until,
-            is_broadcast: matches!(claim.target, Target::Broadcast(_)),
+            is_broadcast,
             verdict: plan.verdict,
             at_once: plan.at_once,
-            places: plan.places.into_iter(),
+            places: places.into_iter(),
+            trials,
             under_way: Vec::new(),
             envelope: None,
             unrecorded: Vec::new(),
@@ -182,6 +199,7 @@ impl Dispatch {
             }
             Event::HardFailure { transport, reason } => self.failed(now, &transport, reason),
             Event::Receipt(kind) => self.receipt(now, kind),
+            Event::Returned { transport } => self.returned(now, &transport),
             Event::Wake => {}
         }
         self.look_at_the_time(now);
@@ -214,6 +232,11 @@ impl Dispatch {
                 self.ours_until = self.ours_until.max(later(now, self.failover_timeout));
                 while self.at_once && self.send_next(now) {}
                 self.go_on(now);
+                for place in mem::take(&mut self.trials) {
+                    if !self.has_ended {
+                        self.send(now, place, true);
+                    }
+                }
             }
             Verdict::Waits { reason: _, until: Some(until) } => {
                 let at = until.max(now).min(self.expires_at);
@@ -236,6 +259,7 @@ impl Dispatch {
             found.deadline = Some(deadline);
         }
         let attempt = found.attempt.clone();
+        self.learn(transport, Outcome::TookCharge);
         self.unrecorded.push(attempt);
         if self.is_broadcast && !self.has_ended {
             self.end(Next::End { status: MessageStatus::Sent, reason: None });
@@ -286,6 +310,33 @@ impl Dispatch {
         }
     }
 
+    /// What left over a link that was lost since has to leave again, and what is unanswered may have a
+    /// better way now.
+    fn returned(&mut self, now: Time, transport: &str) {
+        let open = || self.under_way.iter().filter(|one| one.deadline.is_some());
+        let concerns_us =
+            open().any(|one| one.attempt.transport == transport) || !self.is_planned(transport);
+        // A transport that is at it this moment knows the new link.
+        let is_unanswered = open().count() > 0 && open().all(|one| one.took_charge);
+        if self.has_ended || self.is_broadcast || !concerns_us || !is_unanswered {
+            return;
+        }
+        for one in &mut self.under_way {
+            if one.deadline.take().is_some() && one.attempt.transport == transport {
+                one.attempt.result = AttemptResult::Silent;
+                one.attempt.reason = Some("the link was lost before a receipt came".into());
+                self.unrecorded.push(one.attempt.clone());
+            }
+        }
+        self.end(Next::Retry { at: now.min(self.expires_at) });
+    }
+
+    fn is_planned(&self, transport: &str) -> bool {
+        let mut tried = self.under_way.iter().map(|one| one.attempt.transport.as_str());
+        let mut planned = self.places.as_slice().iter().map(|place| place.transport.as_str());
+        tried.any(|name| name == transport) || planned.any(|name| name == transport)
+    }
+
     /// Records attempts of a delivery that a receipt has settled: the store keeps them and ignores
     /// what should follow.
     fn record_beside(&mut self, now: Time, envelope: [u8; 32]) {
@@ -330,7 +381,10 @@ impl Dispatch {
     /// Tries the next place, or ends when nothing is left to try or to hear from.
     fn go_on(&mut self, now: Time) {
         let is_first = self.under_way.is_empty() && self.unrecorded.is_empty();
-        if (is_first || self.failover) && self.send_next(now) {
+        let open = || self.under_way.iter().filter(|one| one.deadline.is_some());
+        // What is tried out holds up nothing.
+        let has_time = open().any(|one| !one.is_beside);
+        if !has_time && (is_first || self.failover) && self.send_next(now) {
             return;
         }
         if self.under_way.iter().any(|one| one.deadline.is_some()) {
@@ -340,21 +394,25 @@ impl Dispatch {
     }
 
     fn send_next(&mut self, now: Time) -> bool {
-        let deadline = later(now, self.failover_timeout);
-        if now >= self.expires_at || deadline > self.ours_until {
+        if now >= self.expires_at || later(now, self.failover_timeout) > self.ours_until {
             return false;
         }
         let Some(place) = self.places.next() else { return false };
+        self.send(now, place, false);
+        true
+    }
+
+    fn send(&mut self, now: Time, place: Place, is_beside: bool) {
+        let deadline = later(now, self.failover_timeout).min(self.expires_at);
         let attempt = Attempt {
             transport: place.transport.clone(),
             started_at: now,
             result: AttemptResult::Sent,
             reason: Some(place.reason.clone()),
         };
-        let deadline = Some(deadline.min(self.expires_at));
-        self.under_way.push(UnderWay { attempt, took_charge: false, deadline });
+        let deadline = Some(deadline);
+        self.under_way.push(UnderWay { attempt, took_charge: false, is_beside, deadline });
         self.actions.push(Action::Send(place));
-        true
     }
 
     fn find(&mut self, transport: &str) -> Option<&mut UnderWay> {

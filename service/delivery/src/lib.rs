@@ -13,6 +13,7 @@
 //! | `retry` | when to try again |
 //! | `router` | which transports are asked, in which order, and why (section 8) |
 //! | `dispatch` | what to do next with one claimed delivery |
+//! | `warm` | to which gateways links are kept warm |
 //! | `store` | what has to be remembered; `memory` remembers it in memory |
 //! | [`suite`] | whether a store keeps its word |
 
@@ -25,6 +26,7 @@ mod router;
 mod state;
 mod store;
 pub mod suite;
+mod warm;
 
 pub use dispatch::{Action, Dispatch, Event, Rules};
 pub use lanes::{
@@ -34,8 +36,9 @@ pub use memory::{INBOX_LIMIT, MemoryStore, REMEMBERED};
 pub use receipts::{Effect, Standing, effect, signer_of};
 pub use retry::Backoff;
 pub use router::{
-    Breaker, BreakerState, Candidate, Capabilities, Impact, LOCAL, Measured, Outcome, Place, Plan,
-    Question, Reach, RecipientKind, RuledOut, Verdict, Why, plan,
+    Breaker, BreakerState, Candidate, Capabilities, Impact, LOCAL, Learned, Measured, Outcome,
+    Place, Plan, Question, Reach, RecipientKind, RuledOut, Verdict, Why, plan,
 };
 pub use state::{counts, may_follow, message_status};
 pub use store::*;
+pub use warm::Warm;

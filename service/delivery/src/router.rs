@@ -6,6 +6,7 @@
 //! sender.
 
 mod breaker;
+mod learned;
 mod measured;
 
 use std::{cmp::Ordering, fmt};
@@ -15,6 +16,7 @@ use serde::Serialize;
 
 pub use self::{
     breaker::{Breaker, BreakerState},
+    learned::Learned,
     measured::{Measured, Outcome},
 };
 use crate::Time;
@@ -168,6 +170,9 @@ pub struct Place {
     pub transport: String,
     /// Why it stands here.
     pub reason: String,
+    /// It comes from a rest. It is asked beside the best of the others rather than in its turn, so
+    /// that no message waits to find out that it is still broken.
+    pub is_trial: bool,
 }
 
 /// A transport that is not asked.
@@ -336,6 +341,7 @@ pub fn plan(question: &Question<'_>, candidates: &[Candidate<'_>]) -> Plan {
         .map(|candidate| Place {
             transport: candidate.name.into(),
             reason: reason(question, candidate, at_once),
+            is_trial: candidate.breaker == BreakerState::OnProbation,
         })
         .collect();
     let verdict = match places.is_empty() {
@@ -358,7 +364,7 @@ fn local_plan(candidates: &[Candidate<'_>]) -> Plan {
     ruled_out.sort_by(|a, b| a.transport.cmp(&b.transport));
     let reason = "the recipient is on this gateway".into();
     Plan {
-        places: vec![Place { transport: LOCAL.into(), reason }],
+        places: vec![Place { transport: LOCAL.into(), reason, is_trial: false }],
         ruled_out,
         at_once: false,
         verdict: Verdict::Go,

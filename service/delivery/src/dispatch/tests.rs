@@ -188,6 +188,65 @@ fn a_claim_that_runs_out_starts_nothing_that_another_would_repeat() {
     assert!(said[1].starts_with("record htx:failed then retry"), "{said:?}");
 }
 
+#[test]
+fn a_transport_that_comes_from_a_rest_is_tried_out_beside_the_first_of_the_others() {
+    let mut dispatch = dispatch(with_trial(&["htx", "ble", "mesh"], "htx"));
+    assert_eq!(run(&mut dispatch, 0, Event::Begin), ["send ble", "send htx"]);
+    // Its failure holds up nothing and hastens nothing.
+    assert_eq!(run(&mut dispatch, 0, failure("htx")), ["learn htx failed"]);
+    assert_eq!(run(&mut dispatch, 1, failure("ble")), ["learn ble failed", "send mesh"]);
+}
+
+#[test]
+fn a_trial_that_is_silent_holds_up_no_failover() {
+    let mut dispatch = dispatch(with_trial(&["htx", "ble", "mesh"], "htx"));
+    run(&mut dispatch, 0, Event::Begin);
+    run(&mut dispatch, 1, charge("htx"));
+    assert_eq!(run(&mut dispatch, 2, failure("ble")), ["learn ble failed", "send mesh"]);
+    run(&mut dispatch, 2, failure("mesh"));
+    assert!(!dispatch.has_ended(), "the trial may still arrive");
+    let said = run(&mut dispatch, 11, Event::Wake);
+    assert_eq!(said[0], "learn htx silent");
+    assert!(said[1].starts_with("record ble:failed mesh:failed htx:silent then retry"), "{said:?}");
+}
+
+#[test]
+fn the_only_way_is_tried_out_by_itself_and_without_failover_no_second_one_is() {
+    let mut only = dispatch(with_trial(&["htx"], "htx"));
+    assert_eq!(run(&mut only, 0, Event::Begin), ["send htx"]);
+    let rules = Rules { failover: false, ..Rules::default() };
+    let mut first = with(claim(), with_trial(&["htx", "ble"], "htx"), &rules);
+    assert_eq!(run(&mut first, 0, Event::Begin), ["send htx"]);
+}
+
+#[test]
+fn taking_charge_is_remembered() {
+    let mut dispatch = dispatch(one_after_the_other(&["htx"]));
+    run(&mut dispatch, 0, Event::Begin);
+    let actions: Vec<_> = dispatch.handle(at(1), charge("htx")).collect();
+    let learn = Action::Learn { transport: "htx".into(), outcome: Outcome::TookCharge };
+    assert_eq!(actions[0], learn);
+}
+
+#[test]
+fn what_left_over_a_link_that_was_lost_leaves_again_when_the_target_returns() {
+    let mut dispatch = dispatch(one_after_the_other(&["htx", "ble"]));
+    run(&mut dispatch, 0, Event::Begin);
+    assert_eq!(run(&mut dispatch, 0, returned("htx")), [""; 0], "it is at it this moment");
+    run(&mut dispatch, 1, charge("htx"));
+    assert_eq!(run(&mut dispatch, 2, returned("ble")), [""; 0], "that one has its turn");
+    assert_eq!(run(&mut dispatch, 3, returned("htx")), ["record htx:silent then retry at 3"]);
+    assert!(dispatch.has_ended());
+}
+
+#[test]
+fn what_is_unanswered_is_planned_again_when_a_way_opens_that_was_closed() {
+    let mut dispatch = dispatch(one_after_the_other(&["htx"]));
+    run(&mut dispatch, 0, Event::Begin);
+    run(&mut dispatch, 1, charge("htx"));
+    assert_eq!(run(&mut dispatch, 2, returned("mesh")), ["record then retry at 2"]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
@@ -195,13 +254,17 @@ proptest! {
     fn whatever_happens_it_ends_in_time_and_every_attempt_is_recorded(
         names in prop::sample::subsequence(vec!["htx", "ble", "mesh", "memory"], 1..=4),
         at_once in any::<bool>(), failover in any::<bool>(), is_broadcast in any::<bool>(),
+        trials in any::<[bool; 4]>(),
         expires in 1i64..100, lease in 1i64..100, seed in any::<u64>(),
-        steps in prop::collection::vec((0i64..8, 0usize..4, 0u8..8), 0..40),
+        steps in prop::collection::vec((0i64..8, 0usize..4, 0u8..9), 0..40),
     ) {
         let mut claim = if is_broadcast { broadcast() } else { claim() };
         claim.message.expires_at = at(expires);
         claim.claimed_until = at(lease);
-        let plan = if at_once { all_at_once(&names) } else { one_after_the_other(&names) };
+        let mut plan = if at_once { all_at_once(&names) } else { one_after_the_other(&names) };
+        for (place, is_trial) in plan.places.iter_mut().zip(trials) {
+            place.is_trial = is_trial;
+        }
         let rules = Rules { failover, ..Rules::default() };
         let mut dispatch = Dispatch::new(&claim, plan, &rules, &mut StdRng::seed_from_u64(seed));
         let mut seen = Seen::default();
@@ -215,6 +278,7 @@ proptest! {
                 0..=2 => charge(name),
                 3..=4 => failure(name),
                 5 => Event::Receipt(ReceiptKind::Stored),
+                6 => returned(name),
                 _ => Event::Wake,
             };
             has_receipt |= matches!(event, Event::Receipt(_));
@@ -280,8 +344,12 @@ impl Seen {
     }
 }
 
+/// What it does, without the notes that a transport took charge.
 fn run(dispatch: &mut Dispatch, now: i64, event: Event) -> Vec<String> {
-    dispatch.handle(at(now), event).map(|action| say(&action)).collect()
+    let took_charge =
+        |action: &Action| matches!(action, Action::Learn { outcome: Outcome::TookCharge, .. });
+    let actions = dispatch.handle(at(now), event).filter(|action| !took_charge(action));
+    actions.map(|action| say(&action)).collect()
 }
 
 fn say(action: &Action) -> String {
@@ -321,6 +389,10 @@ fn failure(transport: &str) -> Event {
     Event::HardFailure { transport: transport.into(), reason: format!("{transport} is down") }
 }
 
+fn returned(transport: &str) -> Event {
+    Event::Returned { transport: transport.into() }
+}
+
 fn dispatch(plan: Plan) -> Dispatch {
     with(claim(), plan, &Rules::default())
 }
@@ -330,13 +402,25 @@ fn with(claim: Claim, plan: Plan, rules: &Rules) -> Dispatch {
 }
 
 fn one_after_the_other(names: &[&str]) -> Plan {
-    let place = |name: &&str| Place { transport: (*name).into(), reason: "priority".into() };
+    let place = |name: &&str| Place {
+        transport: (*name).into(),
+        reason: "priority".into(),
+        is_trial: false,
+    };
     Plan {
         places: names.iter().map(place).collect(),
         ruled_out: Vec::new(),
         at_once: false,
         verdict: Verdict::Go,
     }
+}
+
+fn with_trial(names: &[&str], trial: &str) -> Plan {
+    let mut plan = one_after_the_other(names);
+    for place in &mut plan.places {
+        place.is_trial = place.transport == trial;
+    }
+    plan
 }
 
 fn all_at_once(names: &[&str]) -> Plan {

@@ -4,13 +4,17 @@ use std::time::Duration;
 
 use crate::{Time, retry::later};
 
-/// Counts the failures in a row of one transport and says when it is to be left alone.
+/// Counts the failures in a row of one transport towards one target and says when it is to be left
+/// alone.
 ///
-/// After [`FAILURES`](Self::FAILURES) in a row it rests for 5 s; when one trial after that fails it
-/// rests twice as long, up to 5 minutes. One success makes it whole.
+/// After [`FAILURES`](Self::FAILURES) in a row, hard ones or silences, it rests for 5 s; when a
+/// trial after that fails it rests twice as long, up to a minute. A success makes it whole, and so
+/// does the target's coming back into reach; whatever is heard over it ends its rest.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Breaker {
     failures: u32,
+    /// One of them was a silence, so that taking charge again proves nothing.
+    has_silence: bool,
     /// How often in a row it was rested.
     rests: u32,
     state: State,
@@ -52,8 +56,8 @@ impl Breaker {
     pub const FAILURES: u32 = 5;
     /// The first rest.
     pub const FIRST_REST: Duration = Duration::from_secs(5);
-    /// The longest rest.
-    pub const LONGEST_REST: Duration = Duration::from_secs(300);
+    /// The longest rest, and so the longest that a message waits for its only way to be tried again.
+    pub const LONGEST_REST: Duration = Duration::from_secs(60);
     /// How long a trial may take before it counts as failed and the next may begin.
     pub const TRIAL: Duration = Duration::from_secs(30);
 
@@ -81,12 +85,28 @@ impl Breaker {
         }
     }
 
-    /// The transport did what it was asked.
+    /// The recipient's gateway has what was sent over it.
     pub fn succeeded(&mut self) {
         *self = Self::default();
     }
 
-    /// The transport failed.
+    /// It took charge of an envelope, which is a success where it had only refused before.
+    pub fn took_charge(&mut self) {
+        if !self.has_silence {
+            self.succeeded();
+        }
+    }
+
+    /// Something that the target had signed came over it.
+    pub fn heard(&mut self, now: Time) {
+        match self.state {
+            State::Closed => {}
+            State::Open { until } => self.state = State::Open { until: until.min(now) },
+            State::Trial { .. } => self.succeeded(),
+        }
+    }
+
+    /// It refused, or broke.
     pub fn failed(&mut self, now: Time) {
         self.failures = self.failures.saturating_add(1);
         let opens = match self.state {
@@ -100,6 +120,12 @@ impl Breaker {
             self.state = State::Open { until: later(now, rest.min(Self::LONGEST_REST)) };
             self.rests = self.rests.saturating_add(1);
         }
+    }
+
+    /// It took charge, and no receipt came in time.
+    pub fn silent(&mut self, now: Time) {
+        self.has_silence = true;
+        self.failed(now);
     }
 }
 
@@ -146,7 +172,7 @@ mod tests {
     fn a_failed_trial_doubles_the_rest_up_to_its_bound() {
         let mut breaker = rested();
         let mut now = 5;
-        for rest in [10, 20, 40, 80, 160, 300, 300] {
+        for rest in [10, 20, 40, 60, 60] {
             assert!(breaker.try_use(at(now)));
             breaker.failed(at(now));
             assert_eq!(breaker.state(at(now)), BreakerState::Rested { until: at(now + rest) });
@@ -167,6 +193,34 @@ mod tests {
         let mut breaker = rested();
         breaker.failed(at(4));
         assert_eq!(breaker.state(at(4)), BreakerState::Rested { until: at(5) });
+    }
+
+    #[test]
+    fn taking_charge_ends_a_run_of_refusals_but_no_run_of_silences() {
+        let mut refused = rested();
+        assert!(refused.try_use(at(5)));
+        refused.took_charge();
+        assert_eq!(refused.state(at(5)), BreakerState::Closed);
+        let mut silent = Breaker::default();
+        for _ in 0..Breaker::FAILURES {
+            silent.took_charge();
+            silent.silent(at(0));
+        }
+        assert!(silent.try_use(at(5)));
+        silent.took_charge();
+        assert!(matches!(silent.state(at(5)), BreakerState::OnTrial { .. }));
+        silent.succeeded();
+        assert_eq!(silent.state(at(5)), BreakerState::Closed);
+    }
+
+    #[test]
+    fn what_is_heard_over_it_ends_its_rest_and_proves_a_trial() {
+        let mut breaker = rested();
+        breaker.heard(at(1));
+        assert_eq!(breaker.state(at(1)), BreakerState::OnProbation);
+        assert!(breaker.try_use(at(1)));
+        breaker.heard(at(2));
+        assert_eq!(breaker.state(at(2)), BreakerState::Closed);
     }
 
     fn rested() -> Breaker {

@@ -26,6 +26,8 @@ pub struct Measured {
 pub enum Outcome {
     /// The recipient's gateway has it, this long after the attempt began.
     Arrived(Duration),
+    /// The transport took charge; more is to be heard.
+    TookCharge,
     /// The transport refused or broke.
     Failed,
     /// No receipt came in time.
@@ -36,8 +38,12 @@ impl Measured {
     /// After how long an outcome counts half.
     pub const HALF_LIFE: Duration = Duration::from_secs(600);
 
-    /// Adds one outcome. `now` may lag behind earlier calls; it then counts as of the latest.
+    /// Adds one outcome; taking charge is none yet. `now` may lag behind earlier calls; it then
+    /// counts as of the latest.
     pub fn add(&mut self, now: Time, outcome: Outcome) {
+        if outcome == Outcome::TookCharge {
+            return;
+        }
         *self = self.faded(now);
         self.outcomes += 1.0;
         if let Outcome::Arrived(latency) = outcome {
@@ -58,6 +64,11 @@ impl Measured {
         let faded = self.faded(now);
         (faded.latencies >= FORGOTTEN)
             .then(|| Duration::from_secs_f64(faded.latency_ms / faded.latencies / 1000.0))
+    }
+
+    /// How long ago the last outcome was; `None` when there was none.
+    pub fn age(&self, now: Time) -> Option<Duration> {
+        self.at.map(|at| (now - at).to_std().unwrap_or_default())
     }
 
     /// By how much the record makes a transport better or worse than its place: 1 when nothing is

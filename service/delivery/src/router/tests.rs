@@ -137,6 +137,8 @@ fn a_rested_transport_is_left_out_and_tried_out_later() {
     let plan = plan(&question(), &rested);
     assert_eq!(order(&plan), ["htx", "ble", "mesh"]);
     assert_eq!(plan.places[0].reason, "priority 1, tried out after a rest");
+    let trials: Vec<_> = plan.places.iter().map(|place| place.is_trial).collect();
+    assert_eq!(trials, [true, false, false]);
 }
 
 #[test]
@@ -167,42 +169,121 @@ fn a_gateway_without_transports_says_so() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
-    fn no_plan_ever_breaks_a_rule(world in any_world()) {
-        let (asked, owned) = world;
-        let question = asked.question();
-        let candidates: Vec<_> = owned.iter().map(Owned::candidate).collect();
-        let plan = plan(&question, &candidates);
-
-        for place in &plan.places {
-            if place.transport == LOCAL {
-                prop_assert_eq!(question.recipient, RecipientKind::Local);
-                continue;
-            }
-            let candidate = candidates.iter().find(|known| known.name == place.transport).unwrap();
+    fn rule_1_what_cannot_carry_it_is_never_asked(world in any_world()) {
+        let question = world.0.question();
+        for candidate in asked_of(&world) {
             let can = candidate.capabilities;
             prop_assert!(candidate.enabled);
-            prop_assert!(can.anonymity_level >= question.min_anonymity);
             prop_assert!(can.max_message_size >= question.size_bytes);
             match question.recipient {
                 RecipientKind::Broadcast => prop_assert!(can.supports_broadcast),
                 RecipientKind::Phone => prop_assert!(can.reaches_phones && can.supports_unicast),
                 _ => prop_assert!(can.supports_unicast),
             }
-            prop_assert!(question.required.is_none_or(|name| name == place.transport));
-            prop_assert!(candidate.reach != Reach::No);
-            if !question.internet {
-                prop_assert!(can.is_offline_capable && !can.requires_internet);
-                prop_assert_eq!(candidate.reach, Reach::Yes { over_internet: false });
-            }
-            prop_assert!(matches!(
-                candidate.breaker,
-                BreakerState::Closed | BreakerState::OnProbation
-            ));
-            prop_assert!(!place.reason.is_empty());
         }
+    }
+
+    #[test]
+    fn rule_1_nothing_below_the_level_asked_for_is_ever_asked(world in any_world()) {
+        for candidate in asked_of(&world) {
+            prop_assert!(candidate.capabilities.anonymity_level >= world.0.min_anonymity);
+        }
+    }
+
+    #[test]
+    fn rule_2_a_preference_that_can_carry_it_goes_first(world in any_world()) {
+        let plan = planned(&world);
+        let preferred = world.0.preference;
+        if let Some(place) = plan.places.iter().position(|one| Some(&*one.transport) == preferred) {
+            prop_assert_eq!(place, 0);
+        }
+    }
+
+    #[test]
+    fn rule_2_a_required_transport_is_the_only_one(world in any_world()) {
+        if let Some(required) = world.0.required {
+            prop_assert!(planned(&world).places.iter().all(|place| place.transport == required));
+        }
+    }
+
+    #[test]
+    fn rule_3_a_local_recipient_wins_over_any_link(world in any_world()) {
+        let plan = planned(&world);
+        let is_here = world.0.recipient == RecipientKind::Local;
+        let forced = world.0.required.is_some_and(|name| name != LOCAL);
+        prop_assert_eq!(order(&plan).contains(&LOCAL), is_here && !forced);
+        if is_here && !forced {
+            prop_assert_eq!(order(&plan), [LOCAL]);
+        }
+    }
+
+    #[test]
+    fn rule_4_without_internet_only_what_needs_none_is_asked(world in any_world()) {
+        if world.0.internet {
+            return Ok(());
+        }
+        for candidate in asked_of(&world) {
+            let can = candidate.capabilities;
+            prop_assert!(can.is_offline_capable && !can.requires_internet);
+            prop_assert_eq!(candidate.reach, Reach::Yes { over_internet: false });
+        }
+    }
+
+    #[test]
+    fn rule_4_broadcasts_go_over_ble_then_the_mesh_then_the_rest(world in any_world()) {
+        let plan = planned(&world);
+        if world.0.recipient != RecipientKind::Broadcast || world.0.preference.is_some() {
+            return Ok(());
+        }
+        let ranks: Vec<_> = order(&plan)
+            .into_iter()
+            .map(|name| match name {
+                "ble" => 0,
+                "mesh" => 1,
+                _ => 2,
+            })
+            .collect();
+        prop_assert!(ranks.is_sorted(), "{:?}", ranks);
+    }
+
+    #[test]
+    fn rule_5_the_order_is_the_priority_weighted_by_what_was_measured(world in any_world()) {
+        let question = world.0.question();
+        if question.recipient == RecipientKind::Broadcast {
+            return Ok(());
+        }
+        let places = asked_of(&world);
+        let rest = places.iter().skip_while(|one| question.preference == Some(one.name));
+        let scores: Vec<_> = rest.map(|candidate| score(NOW, candidate)).collect();
+        prop_assert!(scores.is_sorted_by(|a, b| a >= b), "{:?}", scores);
+    }
+
+    #[test]
+    fn rule_6_all_at_once_exactly_when_it_is_critical_or_asked_for(world in any_world()) {
+        let plan = planned(&world);
+        if order(&plan) != [LOCAL] {
+            prop_assert_eq!(plan.at_once, world.0.parallel || world.0.critical);
+        }
+    }
+
+    #[test]
+    fn what_is_out_of_reach_or_rested_is_never_asked_and_what_comes_from_a_rest_is_a_trial(
+        world in any_world(),
+    ) {
+        let plan = planned(&world);
+        for candidate in asked_of(&world) {
+            prop_assert!(candidate.reach != Reach::No);
+            let place = plan.places.iter().find(|one| one.transport == candidate.name).unwrap();
+            match candidate.breaker {
+                BreakerState::Closed => prop_assert!(!place.is_trial),
+                BreakerState::OnProbation => prop_assert!(place.is_trial),
+                other => prop_assert!(false, "{:?} is asked", other),
+            }
+        }
+        prop_assert!(plan.places.iter().all(|place| !place.reason.is_empty()));
     }
 
     #[test]
@@ -275,6 +356,18 @@ proptest! {
         let plan = plan(&question(), &world);
         prop_assert_eq!(order(&plan), expected);
     }
+}
+
+fn planned(world: &(Asked, Vec<Owned>)) -> Plan {
+    let candidates: Vec<_> = world.1.iter().map(Owned::candidate).collect();
+    plan(&world.0.question(), &candidates)
+}
+
+/// The transports that the plan asks, in its order; `local` is none.
+fn asked_of(world: &(Asked, Vec<Owned>)) -> Vec<Candidate<'_>> {
+    let plan = planned(world);
+    let find = |name: &str| world.1.iter().map(Owned::candidate).find(|one| one.name == name);
+    order(&plan).into_iter().filter_map(find).collect()
 }
 
 #[derive(Clone, Debug)]
