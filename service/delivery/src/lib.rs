@@ -16,6 +16,7 @@
 //! | `warm` | to which gateways links are kept warm |
 //! | `store` | what has to be remembered; `memory` remembers it in memory |
 //! | [`suite`] | whether a store keeps its word |
+//! | [`simulation`] | whether all of it together keeps the promises |
 
 mod dispatch;
 mod lanes;
@@ -23,6 +24,7 @@ mod memory;
 mod receipts;
 mod retry;
 mod router;
+pub mod simulation;
 mod state;
 mod store;
 pub mod suite;
@@ -35,6 +37,7 @@ pub use lanes::{
 pub use memory::{INBOX_LIMIT, MemoryStore, REMEMBERED};
 pub use receipts::{Effect, Standing, effect, signer_of};
 pub use retry::Backoff;
+pub(crate) use retry::later;
 pub use router::{
     Breaker, BreakerState, Candidate, Capabilities, Impact, LOCAL, Learned, Measured, Outcome,
     Place, Plan, Question, Reach, RecipientKind, RuledOut, Verdict, Why, plan,

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use fieldpost_envelope::{MessageId, PeerId};
+use fieldpost_envelope::{GatewayId, MessageId, PeerId};
 
 use self::book::Book;
 use crate::{
@@ -44,6 +44,44 @@ impl MemoryStore {
     /// An empty store with another limit.
     pub fn with_inbox_limit(inbox_limit: usize) -> Self {
         Self { book: Mutex::default(), inbox_limit }
+    }
+
+    /// An envelope of a claimed delivery is about to leave: from now on receipts for it are
+    /// understood, even if nobody ever records that it left.
+    pub fn envelope_leaves(&self, claim: &Claim, envelope: &[u8; 32]) {
+        self.book().envelope_leaves(claim, envelope);
+    }
+
+    /// Makes due what had left for `targets` without an answer, and the receipts owed to them: they
+    /// have just come into reach.
+    pub fn hasten(&self, now: Time, targets: &[String]) {
+        self.book().hasten(now, targets);
+    }
+
+    /// A receipt has left under this digest; it is sent again at `retry_at` unless it is answered.
+    pub fn receipt_left(&self, receipt: &ReceiptOut, own_digest: &[u8; 32], retry_at: Time) {
+        self.book().receipt_left(receipt, own_digest, retry_at);
+    }
+
+    /// `gateway` has the receipt with this digest: it need not be sent again.
+    pub fn receipt_answered(&self, own_digest: &[u8; 32], gateway: GatewayId) {
+        self.book().receipt_answered(own_digest, gateway);
+    }
+
+    /// Owes the answer to a receipt that came for an envelope of ours, and says whether; a receipt
+    /// for anything else gets none. `digest` is the receipt's own.
+    pub fn answer_receipt(&self, now: Time, receipt: &ReceiptIn, digest: &[u8; 32]) -> bool {
+        self.book().answer_receipt(now, receipt, digest)
+    }
+
+    /// When the next receipt is due.
+    pub fn next_receipt(&self) -> Option<Time> {
+        self.book().next_receipt()
+    }
+
+    /// Whether anything is owed to anybody elsewhere.
+    pub fn owes_anything(&self) -> bool {
+        self.book().owes_anything()
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {

@@ -5,7 +5,7 @@ use std::{ops::Deref, sync::Arc, time::Instant};
 use ed25519_dalek::SigningKey;
 use fieldpost_envelope::GatewayId;
 use fieldpost_transport::Transport;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -13,6 +13,7 @@ use crate::{
     accept::Acceptor,
     clock::Clock,
     config::Config,
+    connectivity::Connectivity,
     http::limits::Limits,
     outbox::Learned,
     readiness::Readiness,
@@ -47,6 +48,8 @@ pub struct Shared {
     pub transports: Vec<Arc<dyn Transport>>,
     /// How these did lately.
     pub learned: Learned,
+    /// Whether a way to the internet is there.
+    pub connectivity: watch::Receiver<Connectivity>,
     /// Which trace a message belongs to.
     pub traces: Traces,
     /// This process among the replicas of the deployment.

@@ -146,7 +146,9 @@ async fn take(
     if signer == own {
         return Outcome::Misdirected;
     }
-    gateway.learned.heard(transport, signer);
+    if gateway.learned.heard(gateway.clock.now(), transport, signer) {
+        gateway.wake_outbox.notify_one();
+    }
     let outcome = match said {
         Said::Receipt(receipt) => take_receipt(gateway, awaited, digest, receipt).await,
         Said::Message(envelope) => {

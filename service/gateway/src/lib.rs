@@ -9,6 +9,7 @@ pub mod bus;
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod connectivity;
 pub mod database;
 pub mod doctor;
 pub mod embedded;

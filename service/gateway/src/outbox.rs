@@ -7,8 +7,8 @@
 //!                      └────── Heard ◄── inbox ◄── Transport::receive ◄───────┘
 //! ```
 //!
-//! It wakes when something is accepted, when a transport's reach changes, and at the next due time,
-//! and looks every `SWEEP` even so. What is under way is bounded in number, in bytes and for
+//! It wakes when something is accepted, when a transport's reach or the machine's own connections
+//! change, and at the next due time, and looks every `SWEEP` even so. What is under way is bounded in number, in bytes and for
 //! each target, so that one gateway that is silent holds up nobody else.
 //!
 //! All that matters is in the store: a process that dies here costs a repetition, which recipients
@@ -27,25 +27,26 @@ use std::{
 };
 
 use chrono::TimeDelta;
-use fieldpost_delivery::{Backoff, Claim, Next, Rules, Store as _, Time};
+use fieldpost_delivery::{Backoff, Claim, Next, Rules, Store as _, Time, Warm};
+use fieldpost_envelope::{AnonymityLevel, GatewayId};
 use futures_util::future::select_all;
 use rand::{
     RngExt, SeedableRng,
     rngs::{StdRng, SysRng},
 };
 use tokio::{
-    sync::watch,
+    sync::{broadcast, watch},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
     awaited::{Awaited, Heard},
     receipts::settle,
-    routes::{Learned, preview},
+    routes::{Learned, Preview, preview},
 };
-use crate::{Gateway, config::Switch, telemetry::metrics as names};
+use crate::{Gateway, config::Switch, connectivity::Connectivity, telemetry::metrics as names};
 
 /// How often the outbox looks though nothing woke it.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -71,6 +72,10 @@ const REACH_RENEWAL: Duration = Duration::from_secs(20);
 const RECONSIDER: Duration = Duration::from_secs(60);
 /// How much of it at a time.
 const RECONSIDERED: i64 = 1000;
+/// How often it is looked at to whom links are kept warm.
+const WARM_EVERY: TimeDelta = TimeDelta::seconds(5);
+/// Returns into reach that deliveries under way may have missed; who missed any takes it for one.
+const RETURNS: usize = 64;
 /// How long what is under way may take to be recorded when the gateway stops.
 const STOP_GRACE: Duration = Duration::from_secs(2);
 
@@ -106,6 +111,16 @@ struct Outbox {
     awaited: Awaited,
     rules: Rules,
     rng: Mutex<StdRng>,
+    /// Told to the deliveries under way.
+    returns: broadcast::Sender<Return>,
+    warm: Mutex<Warm>,
+}
+
+/// Targets that have come into reach over a transport.
+#[derive(Clone)]
+struct Return {
+    transport: &'static str,
+    targets: Arc<BTreeSet<String>>,
 }
 
 impl Outbox {
@@ -118,7 +133,12 @@ impl Outbox {
         // Jitter needs no secret; the replica's name makes it differ between replicas.
         let rng = StdRng::try_from_rng(&mut SysRng)
             .unwrap_or_else(|_| StdRng::seed_from_u64(gateway.replica.as_u64_pair().0));
-        Self { gateway, awaited, rules, rng: Mutex::new(rng) }
+        let (returns, _) = broadcast::channel(RETURNS);
+        Self { gateway, awaited, rules, rng: Mutex::new(rng), returns, warm: Mutex::default() }
+    }
+
+    fn warm(&self) -> MutexGuard<'_, Warm> {
+        self.warm.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn rng(&self) -> MutexGuard<'_, StdRng> {
@@ -133,6 +153,7 @@ type Key = (String, String, String);
 struct Driver {
     outbox: Arc<Outbox>,
     reach: Vec<Reach>,
+    connectivity: watch::Receiver<Connectivity>,
     deliveries: JoinSet<Load>,
     receipts: JoinSet<()>,
     under_way: HashSet<Key>,
@@ -140,6 +161,9 @@ struct Driver {
     by_target: HashMap<String, usize>,
     renew_at: Time,
     reconsider_at: Time,
+    warm_at: Time,
+    /// To whom each transport was told to keep its links warm, and the level that it then declared.
+    kept_warm: Vec<(u8, BTreeSet<GatewayId>)>,
     /// The highest level that any transport declared at the last look.
     best_level: u8,
     /// More was due than could be claimed.
@@ -158,6 +182,8 @@ struct Load {
     key: Key,
     target: String,
     bytes: usize,
+    /// When it is to be tried again.
+    retry_at: Option<Time>,
 }
 
 impl Driver {
@@ -173,6 +199,9 @@ impl Driver {
             })
             .collect();
         Self {
+            connectivity: outbox.gateway.connectivity.clone(),
+            kept_warm: vec![(0, BTreeSet::new()); outbox.gateway.transports.len()],
+            warm_at: Time::UNIX_EPOCH,
             outbox: Arc::new(outbox),
             reach,
             deliveries: JoinSet::new(),
@@ -198,6 +227,12 @@ impl Driver {
         }
         self.follow_reach().await?;
         let now = self.outbox.gateway.clock.now();
+        self.keep_warm(now);
+        let returned: Vec<String> =
+            self.outbox.gateway.learned.take_returned().into_iter().collect();
+        if !returned.is_empty() {
+            self.outbox.gateway.store.reached(now, &returned).await?;
+        }
         self.outbox.gateway.store.strand(now).await?;
         self.reconsider(now).await?;
         let reachable = self.reachable();
@@ -217,6 +252,7 @@ impl Driver {
     /// Waits until another look is worth it. After a failure only time is.
     async fn wait(&mut self, pause: Duration, failing: bool) {
         let outbox = self.outbox.clone();
+        let clock = outbox.gateway.clock.clone();
         let mut pause = pin!(sleep(pause));
         if failing {
             return pause.await;
@@ -226,8 +262,18 @@ impl Driver {
                 () = &mut pause => return,
                 () = outbox.gateway.wake_outbox.notified() => return,
                 () = reach_changed(&mut self.reach) => return,
+                Ok(()) = self.connectivity.changed() => {
+                    self.reconsider_at = Time::UNIX_EPOCH;
+                    return;
+                }
                 Some(ended) = self.deliveries.join_next() => {
-                    self.ended(ended);
+                    if let Some(retry_at) = self.ended(ended) {
+                        let left = (retry_at - clock.now()).to_std().unwrap_or_default();
+                        let due = Instant::now() + left.max(LEAST_PAUSE);
+                        if due < pause.deadline() {
+                            pause.as_mut().reset(due);
+                        }
+                    }
                     // Half the room at a time, so that a backlog is not claimed one by one.
                     if self.has_backlog && self.deliveries.len() <= MAX_UNDER_WAY / 2 {
                         return;
@@ -257,8 +303,12 @@ impl Driver {
             gateway.store.hold_reach(gateway.replica, reach.name, &targets, until).await?;
             let fresh: Vec<String> = current.difference(&reach.told).cloned().collect();
             if !fresh.is_empty() {
+                gateway.learned.reached(now, reach.name, &fresh);
                 gateway.store.reached(now, &fresh).await?;
                 gateway.store.hasten(now, &fresh).await?;
+                let targets = Arc::new(fresh.into_iter().collect());
+                // Nobody listens when nothing is under way.
+                let _ = self.outbox.returns.send(Return { transport: reach.name, targets });
             }
             reach.told = current.iter().cloned().collect();
         }
@@ -281,6 +331,28 @@ impl Driver {
         let jitter = self.outbox.rng().random_range(0.75..=1.25);
         self.reconsider_at = now + RECONSIDER.mul_f64(jitter);
         gateway.store.reconsider(now, &self.reachable(), RECONSIDERED).await.map(drop)
+    }
+
+    /// Tells each transport to whom its links should be kept warm, if that has changed.
+    fn keep_warm(&mut self, now: Time) {
+        let is_due = self.warm_at <= now;
+        if is_due {
+            self.warm_at = now + WARM_EVERY;
+        }
+        let warm = self.outbox.warm();
+        for (transport, told) in self.outbox.gateway.transports.iter().zip(&mut self.kept_warm) {
+            let level = transport.capabilities().anonymity_level;
+            // What a transport does not hide any more it must not show for a moment.
+            if !is_due && told.0 == level {
+                continue;
+            }
+            let offered = AnonymityLevel::try_from(level).unwrap_or(AnonymityLevel::NONE);
+            let wanted = warm.gateways(now, offered);
+            if wanted != told.1 {
+                transport.keep_warm(&wanted);
+            }
+            *told = (level, wanted);
+        }
     }
 
     fn reachable(&self) -> Vec<String> {
@@ -333,19 +405,20 @@ impl Driver {
         *self.by_target.entry(load.target.clone()).or_default() += 1;
         metrics::gauge!(names::DELIVERIES_UNDER_WAY).increment(1);
         self.deliveries.spawn(async move {
-            carry::carry(&outbox, claim).await;
-            load
+            let retry_at = carry::carry(&outbox, claim).await;
+            Load { retry_at, ..load }
         });
     }
 
-    fn ended(&mut self, ended: Result<Load, tokio::task::JoinError>) {
+    /// Frees what a delivery took up; returns when it is to be tried again, if that is known.
+    fn ended(&mut self, ended: Result<Load, tokio::task::JoinError>) -> Option<Time> {
         metrics::gauge!(names::DELIVERIES_UNDER_WAY).decrement(1);
         let load = match ended {
             Ok(load) => load,
             Err(error) => {
                 // What it took up stays counted: that is safer than guessing.
                 tracing::error!(%error, "a delivery broke; it is tried again when its claim ends");
-                return;
+                return None;
             }
         };
         self.under_way.remove(&load.key);
@@ -356,6 +429,7 @@ impl Driver {
                 self.by_target.remove(&load.target);
             }
         }
+        load.retry_at
     }
 
     async fn claim_receipts(&mut self, now: Time, reachable: &[String]) -> sqlx::Result<()> {
@@ -401,6 +475,7 @@ impl Load {
             key: (message.sender.to_string(), message.id.to_string(), claim.target.recipient()),
             target: claim.target.reached_through().unwrap_or_default(),
             bytes: message.content.bytes.len(),
+            retry_at: None,
         }
     }
 }

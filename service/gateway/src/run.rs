@@ -26,6 +26,7 @@ use crate::{
     Gateway, Shared, accept, bus,
     clock::Clock,
     config::{Auth, Config},
+    connectivity,
     database::{Database, Keeper, Unusable},
     embedded::EmbeddedPostgres,
     http::{self, limits::Limits},
@@ -148,6 +149,7 @@ pub async fn start(config: Config, connect: Option<Connect>) -> anyhow::Result<R
     };
 
     let (acceptor, writers) = accept::queues();
+    let (watcher, connectivity) = connectivity::Watcher::new();
     let gateway = Gateway::new(Shared {
         acceptor,
         subscribers: Subscribers::default(),
@@ -156,6 +158,7 @@ pub async fn start(config: Config, connect: Option<Connect>) -> anyhow::Result<R
         wake_outbox: Arc::default(),
         transports,
         learned: Learned::default(),
+        connectivity,
         traces: Traces::new(config.otlp_endpoint.is_some()),
         replica: Uuid::new_v4(),
         draining: CancellationToken::new(),
@@ -166,6 +169,7 @@ pub async fn start(config: Config, connect: Option<Connect>) -> anyhow::Result<R
         store,
         config,
     });
+    workers.spawn("connectivity", workers.until_stop(watcher.run()));
     spawn_workers(&mut workers, &gateway, writers);
     for transport in late {
         let stop = workers.stop.clone();

@@ -38,7 +38,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 pub fn chosen(config: &Config) -> Vec<Arc<LateTransport>> {
     config
         .transports()
-        .map(|_| LateTransport::new(MESH, MeshTransport::capabilities_of_all()))
+        .map(|_| LateTransport::new(MESH, MeshTransport::declared()))
         .collect()
 }
 

@@ -196,6 +196,35 @@ impl MeshTransport {
         }))
     }
 
+    /// What every endpoint can do (design, section 7).
+    pub fn declared() -> Capabilities {
+        Capabilities {
+            supports_unicast: true,
+            supports_broadcast: true,
+            supports_multicast: true,
+            max_message_size: MAX_CONTENT,
+            typical_latency_ms: 100,
+            bandwidth_mbps: 100.0,
+            is_offline_capable: true,
+            requires_internet: false,
+            provides_encryption: true,
+            supports_forward_secrecy: true,
+            anonymity_level: 0,
+            best_anonymity_level: 0,
+            reaches_phones: false,
+            battery_impact: "low",
+            data_cost_impact: "medium",
+            supports_store_and_forward: true,
+            supports_multi_hop: false,
+            max_hops: 1,
+        }
+    }
+
+    /// Its node key's public half, which certificates name.
+    pub fn node(&self) -> [u8; 32] {
+        *self.endpoint.id().as_bytes()
+    }
+
     /// Shows another certificate for the same node key from now on, on the links there are too.
     pub fn renew(&self, certificate: SignedCertificate) {
         self.post(|posted| posted.certificate = Some(certificate));
@@ -224,26 +253,7 @@ impl Transport for MeshTransport {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            supports_unicast: true,
-            supports_broadcast: true,
-            supports_multicast: true,
-            max_message_size: MAX_CONTENT,
-            typical_latency_ms: 100,
-            bandwidth_mbps: 100.0,
-            is_offline_capable: true,
-            requires_internet: false,
-            provides_encryption: true,
-            supports_forward_secrecy: true,
-            anonymity_level: 0,
-            best_anonymity_level: 0,
-            reaches_phones: false,
-            battery_impact: "low",
-            data_cost_impact: "medium",
-            supports_store_and_forward: false,
-            supports_multi_hop: false,
-            max_hops: 1,
-        }
+        Self::declared()
     }
 
     fn reachable(&self) -> watch::Receiver<Arc<BTreeSet<String>>> {

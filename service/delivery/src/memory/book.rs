@@ -16,7 +16,7 @@ use crate::{
     Accepted, Attempt, AttemptResult, Cancelled, Claim, Confirm, DeliveryRecord, Effect, Held,
     Inbound, InboxEntry, Message, Next, ReceiptIn, ReceiptOut, Received, Record, Seq, Settled,
     Standing, Submission, Target, Time, effect, has_lane, known_after, may_follow, message_status,
-    pass_over, predecessor, release, retry::later,
+    pass_over, predecessor, release, retry::later, signer_of,
 };
 
 #[derive(Debug, Default)]
@@ -149,6 +149,8 @@ struct LaneIn {
 #[derive(Debug)]
 struct ReceiptOwed {
     receipt: ReceiptOut,
+    /// The digest under which it left last.
+    own_digest: Option<[u8; 32]>,
     due: Time,
     forget_at: Time,
 }
@@ -676,6 +678,87 @@ impl Book {
         }
     }
 
+    pub(super) fn envelope_leaves(&mut self, claim: &Claim, envelope: &[u8; 32]) {
+        let sender = claim.message.sender.clone();
+        let key = Key { sender, id: claim.message.id, target: claim.target.clone() };
+        let Some(Delivery { part: Part::Away(away), .. }) = self.deliveries.get_mut(&key) else {
+            return;
+        };
+        if !away.envelopes.contains(envelope) {
+            away.envelopes.push(*envelope);
+        }
+        self.envelopes.insert(*envelope, key);
+    }
+
+    pub(super) fn hasten(&mut self, now: Time, targets: &[String]) {
+        let is_unanswered = |key: &&Key| {
+            self.deliveries.get(key).is_some_and(|delivery| match &delivery.part {
+                Part::Away(away) => {
+                    delivery.status == MessageStatus::Sent
+                        && !away.stored
+                        && away.due > Some(now)
+                        && !away.open_claims.contains(&away.claims)
+                }
+                Part::Here(_) => false,
+            })
+        };
+        let is_reached =
+            |key: &&Key| key.target.reached_through().is_some_and(|name| targets.contains(&name));
+        let due = self.attempts_due.iter().map(|(_, key)| key);
+        let keys: Vec<_> = due.filter(is_unanswered).filter(is_reached).cloned().collect();
+        for key in keys {
+            self.set_due(&key, Some(now));
+        }
+        for owed in self.receipts.values_mut() {
+            if owed.due > now && targets.contains(&owed.receipt.gateway.to_string()) {
+                owed.due = now;
+            }
+        }
+    }
+
+    pub(super) fn receipt_left(&mut self, receipt: &ReceiptOut, own: &[u8; 32], retry_at: Time) {
+        let name = (receipt.envelope, receipt.kind.as_str());
+        if let Some(owed) = self.receipts.get_mut(&name) {
+            owed.own_digest = Some(*own);
+            owed.due = retry_at;
+        }
+    }
+
+    pub(super) fn receipt_answered(&mut self, own: &[u8; 32], gateway: GatewayId) {
+        self.receipts
+            .retain(|_, owed| owed.own_digest != Some(*own) || owed.receipt.gateway != gateway);
+    }
+
+    pub(super) fn answer_receipt(
+        &mut self,
+        now: Time,
+        receipt: &ReceiptIn,
+        digest: &[u8; 32],
+    ) -> bool {
+        let Some(key) = self.envelopes.get(&receipt.envelope) else { return false };
+        let is_theirs = signer_of(&key.target) == Some(receipt.signer);
+        let Some(delivery) = self.deliveries.get(key).filter(|_| is_theirs) else { return false };
+        let answer = ReceiptOut {
+            envelope: *digest,
+            gateway: receipt.signer,
+            kind: ReceiptKind::Stored,
+            at: now,
+            reason: None,
+            level: delivery.message.min_anonymity,
+            attempt: 0,
+        };
+        self.owe(now, answer);
+        true
+    }
+
+    pub(super) fn next_receipt(&self) -> Option<Time> {
+        self.receipts.values().map(|owed| owed.due).min()
+    }
+
+    pub(super) fn owes_anything(&self) -> bool {
+        !self.receipts.is_empty() || !self.attempts_due.is_empty() || !self.waiting.is_empty()
+    }
+
     pub(super) fn records(&self, caller: &PeerId, id: MessageId) -> Vec<Record> {
         let name = (PeerAddress::local(caller.clone()), id);
         if let Some(kept) = self.messages.get(&name) {
@@ -901,7 +984,8 @@ impl Book {
     fn owe(&mut self, now: Time, receipt: ReceiptOut) {
         let name = (receipt.envelope, receipt.kind.as_str());
         let forget_at = later(now, REMEMBERED);
-        self.receipts.insert(name, ReceiptOwed { receipt, due: now, forget_at });
+        let owed = ReceiptOwed { receipt, own_digest: None, due: now, forget_at };
+        self.receipts.insert(name, owed);
     }
 }
 

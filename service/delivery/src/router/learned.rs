@@ -95,6 +95,11 @@ impl Learned {
         self.watch(now, transport, target, Breaker::succeeded);
     }
 
+    /// Whether [`take_returned`](Self::take_returned) has any.
+    pub fn has_returned(&self) -> bool {
+        !self.returned.is_empty()
+    }
+
     /// The targets to which a rested transport may be used again since the last call; what waits
     /// for them need not wait any longer.
     pub fn take_returned(&mut self) -> BTreeSet<String> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use fieldpost_delivery::{Place, Plan, RuledOut, Target, Verdict};
+use fieldpost_delivery::{Place, RuledOut, Target, Time, Verdict};
 use fieldpost_envelope::{AnonymityLevel, Recipient};
 use fieldpost_transport::Transport;
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ use crate::{
         error::{ApiError, Problem},
         extract::Query,
     },
-    outbox,
+    outbox::{self, Preview},
 };
 
 /// The largest content on `/v1`.
@@ -275,10 +275,38 @@ pub struct RoutePlace {
     transport: String,
     /// Why it stands here.
     reason: String,
+    /// It comes from a rest and would be tried out beside the first of the others.
+    is_trial: bool,
+    /// The share of attempts for this recipient that arrived lately, or for anybody where none is
+    /// known; from 0 to 1. Every attempt counts half as much after ten minutes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0, maximum = 1, example = 0.98)]
+    measured_success: Option<f64>,
+    /// The mean time to the recipient's gateway and back, in milliseconds, of the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0, example = 42.0)]
+    measured_latency_ms: Option<f64>,
+    /// How long ago the last of them was, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0, example = 3.5)]
+    measured_age_s: Option<f64>,
 }
 
-impl From<Plan> for RoutePlan {
-    fn from(plan: Plan) -> Self {
+impl RoutePlan {
+    fn of(Preview { plan, measured }: Preview, now: Time) -> Self {
+        let place = |transport: String, reason: String, is_trial: bool| {
+            let known = measured.get(transport.as_str()).filter(|one| one.success(now).is_some());
+            RoutePlace {
+                measured_success: known.and_then(|one| one.success(now)),
+                measured_latency_ms: known
+                    .and_then(|one| one.latency(now))
+                    .map(|time| time.as_secs_f64() * 1000.0),
+                measured_age_s: known.and_then(|one| one.age(now)).map(|age| age.as_secs_f64()),
+                transport,
+                reason,
+                is_trial,
+            }
+        };
         let (verdict, reason) = match plan.verdict {
             Verdict::Go => ("go", None),
             Verdict::Waits { reason, .. } => ("waits", Some(reason)),
@@ -291,15 +319,12 @@ impl From<Plan> for RoutePlan {
             places: plan
                 .places
                 .into_iter()
-                .map(|Place { transport, reason }| RoutePlace { transport, reason })
+                .map(|Place { transport, reason, is_trial }| place(transport, reason, is_trial))
                 .collect(),
             ruled_out: plan
                 .ruled_out
                 .into_iter()
-                .map(|RuledOut { transport, why }| RoutePlace {
-                    transport,
-                    reason: why.to_string(),
-                })
+                .map(|RuledOut { transport, why }| place(transport, why.to_string(), false))
                 .collect(),
         }
     }
@@ -317,7 +342,9 @@ impl From<Plan> for RoutePlan {
     responses(
         (status = 200, description = "The plan", body = RoutePlan, example = json!({
             "verdict": "go", "at_once": false,
-            "places": [{ "transport": "local", "reason": "the recipient is on this gateway" }],
+            "places": [{
+                "transport": "local", "reason": "the recipient is on this gateway", "is_trial": false
+            }],
             "ruled_out": []
         })),
         (status = "4XX", description = "There is no such recipient", body = Problem, content_type = "application/problem+json"),
@@ -332,7 +359,8 @@ pub(super) async fn routes_to(
     require_anybody(&caller)?;
     let (size, level) = query.bounds()?;
     let target = query.target(&gateway).await?;
-    Ok(axum::Json(outbox::preview(&gateway, &target, size, level).into()))
+    let preview = outbox::preview(&gateway, &target, size, level);
+    Ok(axum::Json(RoutePlan::of(preview, gateway.clock.now())))
 }
 
 impl RouteQuery {

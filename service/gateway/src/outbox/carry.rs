@@ -9,11 +9,14 @@ use fieldpost_delivery::{
 };
 use fieldpost_envelope::{Content, Envelope, MessageStatus, Recipient, SignError, SignedEnvelope};
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::broadcast::error::RecvError,
+    time::{sleep, timeout},
+};
 use tracing::{Instrument as _, info_span};
 
 use crate::{
-    outbox::{Heard, Outbox, receipts},
+    outbox::{Heard, Outbox, Return, receipts},
     subscribers,
     telemetry::metrics as names,
 };
@@ -24,8 +27,8 @@ const RECORD_PAUSE: Duration = Duration::from_millis(500);
 /// A send under way, and what it comes to.
 type Sending<'a> = Pin<Box<dyn Future<Output = Event> + Send + 'a>>;
 
-/// Carries one delivery as far as its claim allows.
-pub(super) async fn carry(outbox: &Outbox, claim: Claim) {
+/// Carries one delivery as far as its claim allows; returns when it is to be tried again.
+pub(super) async fn carry(outbox: &Outbox, claim: Claim) -> Option<Time> {
     let message = &claim.message;
     let span = info_span!(
         "outbox.deliver",
@@ -34,28 +37,33 @@ pub(super) async fn carry(outbox: &Outbox, claim: Claim) {
         delivery.attempt = claim.attempt,
     );
     outbox.gateway.traces.join(&span, &message.sender.peer, message.id);
-    deliver(outbox, claim).instrument(span).await;
+    deliver(outbox, claim).instrument(span).await
 }
 
-async fn deliver(outbox: &Outbox, claim: Claim) {
+async fn deliver(outbox: &Outbox, claim: Claim) -> Option<Time> {
     let envelope = match sign(outbox, &claim) {
         Ok(Ok(envelope)) => envelope,
         Ok(Err(error)) => {
             let reason = Some(format!("it cannot be put into an envelope: {error}"));
             record(outbox, &claim, &[], &Next::End { status: MessageStatus::Failed, reason }).await;
-            return;
+            return None;
         }
-        // The claim comes due again.
-        Err(error) => return tracing::warn!(%error, "a claimed delivery could not set out"),
+        Err(error) => return not_begun(&claim, &error),
     };
+    let mut returns = outbox.returns.subscribe();
     let digest = envelope.digest();
     let mut waiting = outbox.awaited.wait_for(digest);
     let plan = outbox.plan_delivery(&claim);
     if let Some(first) = plan.places.first() {
         let store = &outbox.gateway.store;
         if let Err(error) = store.envelope_leaves(&claim, &digest, &first.transport).await {
-            return tracing::warn!(%error, "a claimed delivery could not set out");
+            return not_begun(&claim, &error);
         }
+    }
+    if let Target::Remote(address) = &claim.target
+        && let Some(home) = address.gateway
+    {
+        outbox.warm().wrote(outbox.gateway.clock.now(), home, claim.message.min_anonymity);
     }
     let dispatch = Dispatch::new(&claim, plan, &outbox.rules, &mut *outbox.rng());
     let mut journey = Journey {
@@ -66,6 +74,7 @@ async fn deliver(outbox: &Outbox, claim: Claim) {
         dispatch,
         has_left: false,
         early: Vec::new(),
+        retry_at: None,
     };
     let mut sends = FuturesUnordered::new();
     journey.happen(Event::Begin, &mut sends).await;
@@ -77,6 +86,12 @@ async fn deliver(outbox: &Outbox, claim: Claim) {
                 journey.hear(heard, &mut sends).await;
                 continue;
             }
+            returned = returns.recv(), if !journey.dispatch.has_ended() => {
+                match journey.returned(returned) {
+                    Some(event) => event,
+                    None => continue,
+                }
+            }
             () = sleep(deadline) => Event::Wake,
         };
         journey.happen(event, &mut sends).await;
@@ -84,6 +99,12 @@ async fn deliver(outbox: &Outbox, claim: Claim) {
     for heard in journey.early.into_iter().chain(waiting.close()) {
         receipts::settle_or_log(&outbox.gateway, &heard).await;
     }
+    journey.retry_at
+}
+
+fn not_begun(claim: &Claim, error: &sqlx::Error) -> Option<Time> {
+    tracing::warn!(%error, "a claimed delivery could not set out");
+    Some(claim.claimed_until)
 }
 
 /// A delivery on its way.
@@ -97,6 +118,8 @@ struct Journey<'a> {
     has_left: bool,
     /// Receipts that came before that.
     early: Vec<Heard>,
+    /// When it is to be tried again, once it has ended without success.
+    retry_at: Option<Time>,
 }
 
 impl<'a> Journey<'a> {
@@ -112,10 +135,15 @@ impl<'a> Journey<'a> {
                     Action::Record { attempts, next } => {
                         let recorded = record(self.outbox, self.claim, &attempts, &next).await;
                         self.has_left |= recorded && matches!(next, Next::Sent { .. });
+                        if let Next::Retry { at } = next {
+                            self.retry_at = Some(at);
+                        }
                     }
                     Action::Learn { transport, outcome } => {
-                        let learned = &self.outbox.gateway.learned;
-                        learned.learn(now, &transport, &self.target, outcome);
+                        let gateway = &self.outbox.gateway;
+                        if gateway.learned.learn(now, &transport, &self.target, outcome) {
+                            gateway.wake_outbox.notify_one();
+                        }
                     }
                 }
             }
@@ -124,6 +152,19 @@ impl<'a> Journey<'a> {
                     events.extend(self.settle(&heard).await);
                 }
             }
+        }
+    }
+
+    /// What it means for this delivery that something has come into reach.
+    fn returned(&self, returned: Result<Return, RecvError>) -> Option<Event> {
+        match returned {
+            Ok(Return { transport, targets }) if targets.contains(&self.target) => {
+                Some(Event::Returned { transport: transport.to_owned() })
+            }
+            Ok(_) => None,
+            // Planning anew once too often costs a repetition.
+            Err(RecvError::Lagged(_)) => Some(Event::Returned { transport: String::new() }),
+            Err(RecvError::Closed) => None,
         }
     }
 

@@ -1,23 +1,19 @@
 //! What the router is asked: the transports as they stand, and what they did before.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use fieldpost_delivery::{
-    Breaker, BreakerState, Candidate, Capabilities, Claim, Impact, Measured, Outcome, Plan,
-    Question, Reach, RecipientKind, Target, Time, plan,
+    self as delivery, BreakerState, Candidate, Capabilities, Claim, Impact, Measured, Outcome,
+    Plan, Question, Reach, RecipientKind, Target, Time, plan,
 };
 use fieldpost_envelope::{AnonymityLevel, GatewayId, Priority};
 use fieldpost_transport::Transport;
 
 use crate::{Gateway, outbox::Outbox};
 
-/// Targets whose record is kept; beyond, the half that was used longest ago is forgotten.
-const MAX_RECORDS: usize = 8192;
-/// What stands for all targets of a transport.
-const ANYBODY: &str = "";
 /// A receipt is smaller than any limit of a transport.
 const RECEIPT_BYTES: usize = 0;
 
@@ -58,7 +54,7 @@ impl Outbox {
             recipient: RecipientKind::Peer,
             size_bytes: RECEIPT_BYTES,
             min_anonymity: level,
-            preference: heard_by,
+            preference: heard_by.as_deref(),
             required: None,
             parallel: false,
             critical: false,
@@ -68,13 +64,22 @@ impl Outbox {
     }
 }
 
+/// How a message would travel, and what that is judged by.
+#[derive(Debug)]
+pub struct Preview {
+    /// The plan.
+    pub plan: Plan,
+    /// For each transport, what it did for this recipient, or for anybody.
+    pub measured: BTreeMap<&'static str, Measured>,
+}
+
 /// How a message would travel to `recipient` now, if it were sent.
 pub fn preview(
     gateway: &Gateway,
     recipient: &Target,
     size_bytes: usize,
     min_anonymity: AnonymityLevel,
-) -> Plan {
+) -> Preview {
     let kind = match recipient {
         Target::Local(_) => RecipientKind::Local,
         Target::Remote(address) if address.gateway.is_some() => RecipientKind::Peer,
@@ -92,7 +97,12 @@ pub fn preview(
         critical: false,
         internet: has_internet(gateway),
     };
-    ask(gateway, &question, &recipient.reached_through().unwrap_or_default())
+    let target = recipient.reached_through().unwrap_or_default();
+    let plan = ask(gateway, &question, &target);
+    let measured = gateway.transports.iter().map(|transport| {
+        (transport.name(), gateway.learned.measured(question.now, transport.name(), &target))
+    });
+    Preview { plan, measured: measured.collect() }
 }
 
 fn ask(gateway: &Gateway, question: &Question<'_>, target: &str) -> Plan {
@@ -177,166 +187,70 @@ fn has_internet(gateway: &Gateway) -> bool {
     let by_link = gateway.transports.iter().any(|transport| {
         transport.capabilities().requires_internet && !transport.reachable().borrow().is_empty()
     });
-    by_link || has_default_route()
+    by_link || gateway.connectivity.borrow().has_default_route
 }
 
-fn has_default_route() -> bool {
-    // Where the system does not tell, transports find out for themselves.
-    let Ok(routes) = std::fs::read_to_string("/proc/net/route") else { return true };
-    let leads_anywhere =
-        |line: &str| line.split_whitespace().nth(1).is_some_and(|to| to == "00000000");
-    routes.lines().skip(1).any(leads_anywhere) || has_default_route_6()
-}
-
-fn has_default_route_6() -> bool {
-    let routes = std::fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
-    routes.lines().any(|line| {
-        let mut fields = line.split_whitespace();
-        let destination = (fields.next(), fields.next());
-        let interface = line.split_whitespace().last();
-        destination.0.is_some_and(|to| to.bytes().all(|digit| digit == b'0'))
-            && destination.1 == Some("00")
-            && interface != Some("lo")
-    })
-}
-
-/// What the transports did before, in memory: for each target and for anybody; cheap to clone.
+/// What the transports did before, shared by all who ask or tell; cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Learned(Arc<Mutex<Records>>);
-
-#[derive(Debug, Default)]
-struct Records {
-    by_target: HashMap<(String, String), Record>,
-    /// By which transport each gateway was heard last, and at which use.
-    heard_by: HashMap<GatewayId, (&'static str, u64)>,
-    uses: u64,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Record {
-    measured: Measured,
-    breaker: Breaker,
-    last_use: u64,
-}
+pub struct Learned(Arc<Mutex<delivery::Learned>>);
 
 impl Learned {
     /// How a transport did lately, for anybody; for those who watch.
     pub fn overall(&self, now: Time, transport: &str) -> Measured {
-        self.measured(now, transport, ANYBODY)
+        self.lock().overall(now, transport)
     }
 
-    /// Something that `gateway` had signed came over `transport`.
-    pub fn heard(&self, transport: &'static str, gateway: GatewayId) {
-        let mut records = self.lock();
-        records.uses += 1;
-        if records.heard_by.len() >= MAX_RECORDS {
-            let middle = middle(records.heard_by.values().map(|(_, last_use)| *last_use));
-            records.heard_by.retain(|_, (_, last_use)| *last_use > middle);
-        }
-        let last_use = records.uses;
-        records.heard_by.insert(gateway, (transport, last_use));
+    /// Something that `gateway` had signed came over `transport`. True when that brings a rested
+    /// transport back.
+    pub fn heard(&self, now: Time, transport: &'static str, gateway: GatewayId) -> bool {
+        let mut learned = self.lock();
+        learned.heard(now, transport, gateway);
+        learned.has_returned()
     }
 
-    fn heard_by(&self, gateway: GatewayId) -> Option<&'static str> {
-        self.lock().heard_by.get(&gateway).map(|(transport, _)| *transport)
+    fn heard_by(&self, gateway: GatewayId) -> Option<String> {
+        self.lock().heard_by(gateway).map(str::to_owned)
     }
 
     fn measured(&self, now: Time, transport: &str, target: &str) -> Measured {
-        let records = self.lock();
-        let found = |target: &str| {
-            let record = records.by_target.get(&(transport.to_owned(), target.to_owned()))?;
-            record.measured.success(now).map(|_| record.measured)
-        };
-        found(target).or_else(|| found(ANYBODY)).unwrap_or_default()
+        self.lock().measured(now, transport, target)
     }
 
     fn breaker(&self, now: Time, transport: &str, target: &str) -> BreakerState {
-        let records = self.lock();
-        let record = records.by_target.get(&(transport.to_owned(), target.to_owned()));
-        record.map_or(BreakerState::Closed, |record| record.breaker.state(now))
+        self.lock().breaker(now, transport, target)
     }
 
     /// A transport is about to be used; on probation this is the trial.
     pub(super) fn using(&self, now: Time, transport: &str, target: &str) {
-        self.lock().record(transport, target).breaker.try_use(now);
+        self.lock().using(now, transport, target);
     }
 
-    /// Remembers how a transport did.
-    pub(super) fn learn(&self, now: Time, transport: &str, target: &str, outcome: Outcome) {
-        let mut records = self.lock();
-        records.record(transport, ANYBODY).measured.add(now, outcome);
-        let record = records.record(transport, target);
-        record.measured.add(now, outcome);
-        match outcome {
-            Outcome::Arrived(_) => record.breaker.succeeded(),
-            Outcome::Failed => record.breaker.failed(now),
-            Outcome::Silent => {}
+    /// Remembers how a transport did. True when that brings a rested one back.
+    pub(super) fn learn(&self, now: Time, transport: &str, target: &str, outcome: Outcome) -> bool {
+        let mut learned = self.lock();
+        learned.learn(now, transport, target, outcome);
+        learned.has_returned()
+    }
+
+    /// These have come into reach over `transport`.
+    pub(super) fn reached<'a>(
+        &self,
+        now: Time,
+        transport: &str,
+        targets: impl IntoIterator<Item = &'a String>,
+    ) {
+        let mut learned = self.lock();
+        for target in targets {
+            learned.reached(now, transport, target);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Records> {
+    /// The targets to which a rested transport may be used again since the last call.
+    pub(super) fn take_returned(&self) -> BTreeSet<String> {
+        self.lock().take_returned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, delivery::Learned> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Records {
-    fn record(&mut self, transport: &str, target: &str) -> &mut Record {
-        if self.by_target.len() >= MAX_RECORDS {
-            let middle = middle(self.by_target.values().map(|record| record.last_use));
-            self.by_target.retain(|_, record| record.last_use > middle);
-        }
-        self.uses += 1;
-        let record = self.by_target.entry((transport.to_owned(), target.to_owned())).or_default();
-        record.last_use = self.uses;
-        record
-    }
-}
-
-/// As many are above it as below, give or take one. There must be some.
-fn middle(uses: impl Iterator<Item = u64>) -> u64 {
-    let mut uses: Vec<u64> = uses.collect();
-    let half = uses.len() / 2;
-    *uses.select_nth_unstable(half).1
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn what_is_not_known_of_one_target_is_taken_from_all() {
-        let learned = Learned::default();
-        learned.learn(at(0), "mesh", "there", Outcome::Failed);
-        assert_eq!(learned.measured(at(1), "mesh", "elsewhere").success(at(1)), Some(0.0));
-        learned.learn(at(1), "mesh", "elsewhere", Outcome::Arrived(Duration::from_millis(5)));
-        assert_eq!(learned.measured(at(1), "mesh", "elsewhere").success(at(1)), Some(1.0));
-        assert_eq!(learned.measured(at(1), "ble", "there").success(at(1)), None);
-    }
-
-    #[test]
-    fn a_target_that_fails_is_rested_and_others_are_not() {
-        let learned = Learned::default();
-        for _ in 0..Breaker::FAILURES {
-            learned.learn(at(0), "mesh", "there", Outcome::Failed);
-        }
-        assert!(matches!(learned.breaker(at(1), "mesh", "there"), BreakerState::Rested { .. }));
-        assert_eq!(learned.breaker(at(1), "mesh", "elsewhere"), BreakerState::Closed);
-    }
-
-    #[test]
-    fn memory_is_bounded_and_the_recent_stays() {
-        let learned = Learned::default();
-        for number in 0..2 * MAX_RECORDS {
-            learned.using(at(0), "mesh", &number.to_string());
-        }
-        learned.learn(at(0), "mesh", "last", Outcome::Failed);
-        assert!(learned.lock().by_target.len() <= MAX_RECORDS);
-        assert!(learned.measured(at(0), "mesh", "last").success(at(0)).is_some());
-    }
-
-    fn at(seconds: i64) -> Time {
-        Time::UNIX_EPOCH + chrono::TimeDelta::seconds(seconds)
     }
 }
