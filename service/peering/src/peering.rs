@@ -395,7 +395,12 @@ impl<R: Rng> Peering<R> {
             Event::Connected { link, node, is_dialled } => {
                 self.connect(now, link, node, is_dialled);
             }
-            Event::DialFailed { node } => self.table.fail(now.at, node, 1, &mut self.rng),
+            Event::DialFailed { node } => {
+                // It may have dialled us meanwhile.
+                if !self.is_linked(node) {
+                    self.table.fail(now.at, node, 1, &mut self.rng);
+                }
+            }
             Event::Closed { link, reason } => self.lose(now, link, weight(reason)),
             Event::Frame { link, bytes } => self.hear_frame(now, link, &bytes),
             Event::Batch { link, body } => self.receive_batch(now, link, body),
@@ -564,14 +569,14 @@ impl<R: Rng> Peering<R> {
     /// Forgets a link; what was on it goes over another, if there is one.
     fn lose(&mut self, now: Moment, id: LinkId, weight: u32) {
         let Some(link) = self.links.remove(&id) else { return };
-        let is_linked = self.links.values().any(|other| other.node == link.node);
+        let is_linked = self.is_linked(link.node);
         let Some(open) = link.open else {
             if !is_linked {
                 self.table.fail(now.at, link.node, weight, &mut self.rng);
             }
             return;
         };
-        if weight > 1 {
+        if weight > 1 && !is_linked {
             self.table.unlink(now.at, link.node, Duration::ZERO);
             self.table.fail(now.at, link.node, weight, &mut self.rng);
         } else if !is_linked {
@@ -597,6 +602,10 @@ impl<R: Rng> Peering<R> {
         if let Some(other) = self.link_to(gateway) {
             self.flush(now, other);
         }
+    }
+
+    fn is_linked(&self, node: NodeId) -> bool {
+        self.links.values().any(|link| link.node == node && link.open.is_some())
     }
 
     fn queue(&mut self, link: LinkId, item: Item) {

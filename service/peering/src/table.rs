@@ -215,7 +215,7 @@ const DIALS: usize = 16;
 /// The driver gives up earlier; this is for one that forgets to say so.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
-const SHORT_BACK_OFF: Duration = Duration::from_millis(700);
+const SHORT_BACK_OFF: Duration = Duration::from_millis(400);
 const LONG_BACK_OFF: Duration = Duration::from_secs(30);
 const RECENT: Duration = Duration::from_secs(10 * 60);
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(60 * 60);

@@ -30,7 +30,7 @@ fn the_file_is_what_the_cases_give() {
     if env::var_os("FIELDPOST_WRITE_VECTORS").is_some() {
         let text = serde_json::to_string_pretty(&vectors).unwrap();
         fs::write(path(), text + "\n").unwrap();
-        write_seeds(&vectors["accepted"]);
+        seeds("envelope_decode", vectors["accepted"].as_array().unwrap());
     }
     for part in ["gateways", "accepted", "sealed", "undecodable", "unverifiable"] {
         let published = &published()[part];
@@ -211,24 +211,32 @@ fn published() -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
+pub(crate) fn read_vectors(name: &str) -> Value {
+    serde_json::from_str(&fs::read_to_string(vectors_path(name)).unwrap()).unwrap()
+}
+
+pub(crate) fn vectors_path(name: &str) -> PathBuf {
+    tests().join("vectors").join(name)
+}
+
 /// The fuzzer starts from what is well formed.
-fn write_seeds(accepted: &Value) {
-    let folder = tests().join("fuzz/seeds/envelope_decode");
+pub(crate) fn seeds(target: &str, accepted: &[Value]) {
+    let folder = tests().join("fuzz/seeds").join(target);
     fs::create_dir_all(&folder).unwrap();
-    for (number, case) in accepted.as_array().unwrap().iter().enumerate() {
+    for (number, case) in accepted.iter().enumerate() {
         fs::write(folder.join(format!("accepted-{number:02}")), hex(&case["signed"])).unwrap();
     }
 }
 
 fn path() -> PathBuf {
-    tests().join("vectors/envelope.json")
+    vectors_path("envelope.json")
 }
 
 fn tests() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests")
 }
 
-fn hex(value: &Value) -> Vec<u8> {
+pub(crate) fn hex(value: &Value) -> Vec<u8> {
     HEXLOWER.decode(value.as_str().unwrap().as_bytes()).unwrap()
 }
 

@@ -387,7 +387,7 @@ const BURST: usize = 256;
 const READING: usize = 128 * 1024 * 1024;
 const DIAL: Duration = Duration::from_secs(5);
 /// Short, since an attempt that began while a cable was out waits longer and longer between packets.
-const DIAL_NEARBY: Duration = Duration::from_millis(1200);
+const DIAL_NEARBY: Duration = Duration::from_millis(900);
 const HANDSHAKES: usize = 64;
 const UNVALIDATED: usize = 8;
 const HANDSHAKE: Duration = Duration::from_secs(5);
