@@ -6,6 +6,7 @@
 
 mod accept;
 mod drain;
+mod failover;
 mod floor;
 mod latency;
 mod load;
@@ -18,7 +19,7 @@ use std::process::ExitCode;
 
 use crate::table::Table;
 
-const BENCHES: [&str; 4] = ["accept", "latency", "sockets", "drain"];
+const BENCHES: [&str; 5] = ["accept", "latency", "sockets", "drain", "failover"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -50,6 +51,9 @@ fn main() -> ExitCode {
         }
         if wanted("drain") {
             drain::run(&mut table).await;
+        }
+        if wanted("failover") {
+            failover::run(&mut table).await;
         }
         table.print();
     });

@@ -1,6 +1,7 @@
 //! From outbox to inbox: gateways in one process, each on a real Postgres of its own, joined by
 //! `memory` networks that lose, delay, double and part. Nothing here waits for a fixed time.
 
+mod failover;
 mod faults;
 mod federation;
 mod hostile;

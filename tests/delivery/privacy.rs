@@ -6,7 +6,7 @@ use harness::{
     federation::{Node, attempts, record_when, record_with_status, take},
 };
 
-use crate::federation::database;
+use crate::federation::{database, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_private_message_waits_for_its_level_and_says_why() {
@@ -75,6 +75,47 @@ async fn of_two_transports_only_the_one_that_hides_enough_is_used() {
     // Receipts of the open message came over the open network, and none over it for the other.
     let status = |node: &Node| fieldpost_transport::Transport::status(node.transport(0));
     assert_eq!(status(&a).envelopes_sent, 2, "one message, one answer to `delivered`");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_about_a_private_message_crosses_an_open_network_while_it_waits() {
+    let (open, hidden) = (MemoryNetwork::new(1), MemoryNetwork::new(2));
+    let both = || {
+        [
+            (&open, MemoryOptions::named("open")),
+            (&hidden, MemoryOptions::named("hidden").with_level(3)),
+        ]
+    };
+    let a = Node::start(database().await, &both(), PREFER_OPEN).await;
+    let b = Node::start(database().await, &both(), PREFER_OPEN).await;
+    let c = Node::start(database().await, &both(), PREFER_OPEN).await;
+    let (alice, bob) = (a.register("alice").await, b.register("bob").await);
+    let carol = c.register("carol").await;
+    a.transport(1).set_up(false);
+
+    let draft = Draft { requires_privacy: Some(true), ..Draft::text(&b.address("bob"), "psst") };
+    let secret = alice.send(&draft).await.unwrap().message_id;
+    let record = record_when(&alice, secret, |record| record.recipients[0].reason.is_some()).await;
+    assert_eq!(record.status, "pending");
+    let reason = record.recipients[0].reason.clone().unwrap_or_default();
+    assert!(reason.contains("hidden: does not reach the recipient now"), "{reason}");
+
+    // Meanwhile the open network carries what may use it, and keeps that link warm.
+    alice.send(&Draft::text(&c.address("carol"), "hello")).await.unwrap();
+    take(&carol, 1).await;
+    until(|| a.transport(0).kept_warm().contains(&c.id())).await;
+    assert!(!a.transport(0).kept_warm().contains(&b.id()), "a warm link tells of the message");
+    assert_eq!(alice.record(secret).await.unwrap().status, "pending");
+
+    a.transport(1).set_up(true);
+    assert_eq!(take(&bob, 1).await[0].message_id, secret);
+    let record = record_with_status(&alice, secret, "delivered").await;
+    assert_eq!(attempts(&record.recipients[0]), ["hidden sent", "hidden stored"]);
+    until(|| a.transport(1).kept_warm().contains(&b.id())).await;
+    let crossed = [open.carried(a.id(), b.id()), open.carried(b.id(), a.id())];
+    assert_eq!(crossed, [0, 0], "message or receipt crossed the open network");
+    assert!(!a.transport(0).kept_warm().contains(&b.id()));
+    assert!(!b.transport(0).kept_warm().contains(&a.id()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

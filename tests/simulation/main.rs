@@ -76,7 +76,11 @@ fn prove(runs: u64) {
         let totals = workers.into_iter().map(|worker| worker.join().expect("it does not panic"));
         totals.fold(Tally::default(), |total, tally| total + tally)
     });
-    eprintln!("seeds {first} to {} in {} s: {total:?}", first + runs - 1, began.elapsed().as_secs());
+    eprintln!(
+        "seeds {first} to {} in {} s: {total:?}",
+        first + runs - 1,
+        began.elapsed().as_secs()
+    );
     assert_eq!(failed.into_inner(), 0, "promises were broken; the seeds stand above");
     // Weather that does nothing would prove nothing.
     assert!(total.lost > 0 && total.doubled > 0 && total.crashes > 0 && total.failovers > 0);

@@ -43,6 +43,8 @@ struct Medium {
     ends: BTreeMap<GatewayId, End>,
     /// By sender and receiver; what is not listed has none.
     faults: BTreeMap<(GatewayId, GatewayId), Faults>,
+    /// Envelopes that a transport took charge of, by sender and receiver.
+    carried: BTreeMap<(GatewayId, GatewayId), u64>,
     joined: u64,
     lost: u64,
 }
@@ -63,6 +65,8 @@ struct End {
 pub struct Faults {
     /// Nothing leads there, and the sender knows.
     pub cut: bool,
+    /// The share of envelopes that the transport refuses although it knows a way, from 0 to 1.
+    pub refusal: f64,
     /// The share of envelopes that vanish after the transport took charge, from 0 to 1.
     pub loss: f64,
     /// The share of envelopes that arrive twice, from 0 to 1.
@@ -73,12 +77,19 @@ pub struct Faults {
 
 impl Faults {
     /// Everything arrives, once and at once.
-    pub const NONE: Self =
-        Self { cut: false, loss: 0.0, duplication: 0.0, delay: (Duration::ZERO, Duration::ZERO) };
+    pub const NONE: Self = Self {
+        cut: false,
+        refusal: 0.0,
+        loss: 0.0,
+        duplication: 0.0,
+        delay: (Duration::ZERO, Duration::ZERO),
+    };
     /// A partition that both sides notice.
     pub const CUT: Self = Self { cut: true, ..Self::NONE };
     /// A partition that nobody notices: everything vanishes.
     pub const SILENCE: Self = Self { loss: 1.0, ..Self::NONE };
+    /// A transport that knows the way and fails at every attempt.
+    pub const BROKEN: Self = Self { refusal: 1.0, ..Self::NONE };
 }
 
 impl Default for Faults {
@@ -166,6 +177,7 @@ impl MemoryNetwork {
             rng: StdRng::seed_from_u64(seed),
             ends: BTreeMap::new(),
             faults: BTreeMap::new(),
+            carried: BTreeMap::new(),
             joined: 0,
             lost: 0,
         })))
@@ -202,6 +214,7 @@ impl MemoryNetwork {
             under_way: Mutex::default(),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
+            warm: Mutex::default(),
         })
     }
 
@@ -231,6 +244,11 @@ impl MemoryNetwork {
     /// under way, or because the receiver's queue was full.
     pub fn lost(&self) -> u64 {
         self.lock().lost
+    }
+
+    /// How many envelopes a transport took charge of, from one gateway to another.
+    pub fn carried(&self, from: GatewayId, to: GatewayId) -> u64 {
+        self.lock().carried.get(&(from, to)).copied().unwrap_or_default()
     }
 
     fn lock(&self) -> MutexGuard<'_, Medium> {
@@ -275,6 +293,12 @@ impl Medium {
                 is_news
             });
         }
+    }
+
+    /// Whether the transport refuses the next envelope.
+    fn refuses(&mut self, from: GatewayId, to: GatewayId) -> bool {
+        let share = self.faults(from, to).refusal;
+        share > 0.0 && self.rng.random::<f64>() < share
     }
 
     /// Draws what becomes of one envelope: how long each copy takes; none if it is lost.
@@ -327,9 +351,15 @@ pub struct MemoryTransport {
     under_way: Mutex<JoinSet<()>>,
     sent: AtomicU64,
     received: AtomicU64,
+    warm: Mutex<BTreeSet<GatewayId>>,
 }
 
 impl MemoryTransport {
+    /// To whom it was last told to keep its links warm.
+    pub fn kept_warm(&self) -> BTreeSet<GatewayId> {
+        self.warm.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Takes this end off the medium, or puts it back, as when a radio is switched.
     pub fn set_up(&self, is_up: bool) {
         let mut medium = self.network.lock();
@@ -417,10 +447,14 @@ impl Transport for MemoryTransport {
         let bytes = envelope.into_bytes();
         let mut medium = self.network.lock();
         let recipients = self.recipients(&medium, target)?;
+        if recipients.iter().any(|to| medium.refuses(self.gateway, *to)) {
+            return Err(SendError::Failed("it refuses, as it was told to".into()));
+        }
         let busy = |_| SendError::Busy { limit: self.queue };
         let room = self.room.clone().try_acquire_owned().map_err(busy)?;
         let mut copies = Vec::new();
         for to in recipients {
+            *medium.carried.entry((self.gateway, to)).or_default() += 1;
             copies.extend(medium.draw(self.gateway, to).into_iter().map(|delay| (to, delay)));
         }
         let mut room = Some(room);
@@ -443,6 +477,10 @@ impl Transport for MemoryTransport {
         let bytes = self.arrived.lock().await.recv().await?;
         self.received.fetch_add(1, Ordering::Relaxed);
         Some(bytes)
+    }
+
+    fn keep_warm(&self, gateways: &BTreeSet<GatewayId>) {
+        self.warm.lock().unwrap_or_else(PoisonError::into_inner).clone_from(gateways);
     }
 
     fn status(&self) -> Status {

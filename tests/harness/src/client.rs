@@ -2,6 +2,7 @@
 
 use std::{fmt, time::Duration};
 
+use fieldpost_delivery::Time;
 use futures_util::{SinkExt, StreamExt};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -102,9 +103,15 @@ pub struct Draft {
     /// The least level.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_anonymity: Option<u8>,
+    /// Level 3, in another word.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requires_privacy: Option<bool>,
     /// The time to live, in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl: Option<u64>,
+    /// Over what first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transport_preference: Option<String>,
 }
 
 impl Draft {
@@ -184,8 +191,13 @@ pub struct DeliveryRecord {
 pub struct AttemptRecord {
     /// Over what.
     pub transport: String,
+    /// When it began.
+    pub started_at: Time,
     /// With what result.
     pub result: String,
+    /// Why it was chosen, or why it failed.
+    #[serde(default)]
+    pub reason: Option<String>,
 }
 
 impl Client {

@@ -2,10 +2,11 @@
 //! and sockets, load, and the history checker that judges the promises (design, section 1).
 //!
 //! Nothing here looks inside the gateway: it is started as its users start it, spoken to over HTTP
-//! and sockets, and killed by signal. Only [`federation`] starts gateways inside this process,
-//! because the `memory` transport that joins them does not leave it.
+//! and sockets, and killed by signal. Only [`federation`] and [`failover`] start gateways inside this
+//! process, because the `memory` transport that joins them does not leave it.
 
 pub mod client;
+pub mod failover;
 pub mod federation;
 pub mod history;
 pub mod load;

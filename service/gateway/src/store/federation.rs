@@ -109,10 +109,15 @@ impl Store {
         .map(|done| done.rows_affected())
     }
 
-    /// Makes due what had left for `targets` without an answer: they have just come into reach.
+    /// Makes due what had left for `targets` without an answer, and the receipts owed to them: they
+    /// have just come into reach.
     pub async fn hasten(&self, now: Time, targets: &[String]) -> sqlx::Result<u64> {
         sqlx::query!(
             r#"
+            with hastened as (
+                update receipt set next_attempt_at = $1
+                where gateway = any($2) and next_attempt_at > $1
+            )
             update outbox set next_attempt_at = $1
             where target = any($2) and stage = 1 and not claimed and next_attempt_at > $1
             "#,
