@@ -110,7 +110,7 @@ mod netlink {
                 SockProtocol::NetlinkRoute,
             )?;
             bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
-            Ok(Self(AsyncFd::register(socket)?))
+            Ok(Self(AsyncFd::new(socket)?))
         }
 
         /// Waits until there is something to hear. Cancel safe.

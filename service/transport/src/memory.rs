@@ -8,6 +8,8 @@
 //! It exists for tests and the demo and is never among `--transports`. What it does not do: relay
 //! over a third gateway, or remember anything across processes.
 
+mod rosters;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
@@ -18,7 +20,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use fieldpost_envelope::{GatewayId, SignedEnvelope, limits};
+use fieldpost_envelope::{GatewayId, SignedEnvelope, SignedRoster, limits};
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
@@ -26,7 +28,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{Capabilities, SendError, Status, Transport};
+use self::rosters::{Rosters, Told};
+use crate::{Capabilities, HeardRoster, SendError, Status, Transport};
 
 /// How long [`MemoryTransport::shutdown`](Transport::shutdown) waits for what is under way.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
@@ -58,6 +61,7 @@ struct End {
     name: &'static str,
     inbox: mpsc::Sender<Vec<u8>>,
     reachable: watch::Sender<Arc<BTreeSet<String>>>,
+    rosters: Rosters,
 }
 
 /// What goes wrong on the way from one gateway to another.
@@ -109,6 +113,8 @@ pub struct MemoryOptions {
     /// How many envelopes may be under way from this gateway, and how many may wait for it to take
     /// them; one more to send is refused as [`SendError::Busy`], one more to take is lost.
     pub queue: usize,
+    /// Whether others hear this gateway's rosters as those of one found on the local network.
+    pub is_nearby: bool,
 }
 
 impl Default for MemoryOptions {
@@ -137,6 +143,7 @@ impl Default for MemoryOptions {
                 max_hops: 1,
             },
             queue: 1024,
+            is_nearby: false,
         }
     }
 }
@@ -160,6 +167,12 @@ impl MemoryOptions {
     pub fn with_size(mut self, bytes: usize) -> Self {
         self.capabilities.max_message_size = bytes;
         self
+    }
+
+    /// Found on the local network, as others hear it.
+    #[must_use]
+    pub fn nearby(self) -> Self {
+        Self { is_nearby: true, ..self }
     }
 
     /// Carrying and hearing broadcasts.
@@ -197,8 +210,11 @@ impl MemoryNetwork {
             name: options.name,
             inbox,
             reachable,
+            rosters: Rosters::new(options.is_nearby),
         };
-        medium.ends.insert(gateway, end);
+        if let Some(replaced) = medium.ends.insert(gateway, end) {
+            replaced.rosters.changed.notify_one();
+        }
         medium.tell_all();
         drop(medium);
         Arc::new(MemoryTransport {
@@ -210,6 +226,7 @@ impl MemoryNetwork {
             capabilities: Mutex::new(options.capabilities),
             reachable: reachable_now,
             arrived: tokio::sync::Mutex::new(arrived),
+            told: Mutex::default(),
             room: Arc::new(Semaphore::new(options.queue)),
             under_way: Mutex::default(),
             sent: AtomicU64::new(0),
@@ -293,6 +310,7 @@ impl Medium {
                 is_news
             });
         }
+        self.wake_for_rosters();
     }
 
     /// Whether the transport refuses the next envelope.
@@ -346,6 +364,7 @@ pub struct MemoryTransport {
     capabilities: Mutex<Capabilities>,
     reachable: watch::Receiver<Arc<BTreeSet<String>>>,
     arrived: tokio::sync::Mutex<mpsc::Receiver<Vec<u8>>>,
+    told: Mutex<Told>,
     /// One permit for each envelope that may be under way.
     room: Arc<Semaphore>,
     under_way: Mutex<JoinSet<()>>,
@@ -483,6 +502,14 @@ impl Transport for MemoryTransport {
         self.warm.lock().unwrap_or_else(PoisonError::into_inner).clone_from(gateways);
     }
 
+    fn publish(&self, roster: &SignedRoster, delta: Option<&SignedRoster>) {
+        self.publish_roster(roster, delta);
+    }
+
+    async fn receive_roster(&self) -> Option<HeardRoster> {
+        self.next_roster().await
+    }
+
     fn status(&self) -> Status {
         let medium = self.network.lock();
         let is_up = medium
@@ -513,7 +540,9 @@ impl MemoryNetwork {
     fn leave(&self, gateway: GatewayId, number: u64) {
         let mut medium = self.lock();
         if medium.ends.get(&gateway).is_some_and(|end| end.number == number) {
-            medium.ends.remove(&gateway);
+            if let Some(left) = medium.ends.remove(&gateway) {
+                left.rosters.changed.notify_one();
+            }
             medium.tell_all();
         }
     }

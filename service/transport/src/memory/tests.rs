@@ -1,5 +1,5 @@
 use ed25519_dalek::SigningKey;
-use fieldpost_envelope::{Receipt, ReceiptKind, Timestamp};
+use fieldpost_envelope::{Listing, Receipt, ReceiptKind, Roster, Timestamp};
 
 use super::*;
 
@@ -31,6 +31,47 @@ async fn everybody_learns_who_comes_and_goes() {
     assert_eq!(names(&mut reach), <[String; 0]>::default());
     assert_eq!(b.send(&id(1).to_string(), envelope(2, 1)).await, Err(SendError::Shut));
     assert_eq!(b.receive().await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn everybody_in_reach_is_told_the_newest_roster_once() {
+    let network = MemoryNetwork::new(1);
+    let a = network.join(id(1), MemoryOptions::default().nearby());
+    let b = network.join(id(2), MemoryOptions::default());
+    a.publish(&roster(1, 1, None), None);
+    a.publish(&roster(1, 2, None), Some(&roster(1, 2, Some(1))));
+    let told =
+        |roster: &SignedRoster| HeardRoster { bytes: roster.as_bytes().to_vec(), is_nearby: true };
+    assert_eq!(b.receive_roster().await, Some(told(&roster(1, 2, None))));
+    let delta = roster(1, 3, Some(2));
+    a.publish(&roster(1, 3, None), Some(&delta));
+    assert_eq!(b.receive_roster().await, Some(told(&delta)));
+    no_roster_comes(&b).await;
+    // Whoever comes later is told the whole, and so is who missed one.
+    let c = network.join(id(3), MemoryOptions::default());
+    assert_eq!(c.receive_roster().await, Some(told(&roster(1, 3, None))));
+    network.set_faults(id(1), id(3), Faults::SILENCE);
+    a.publish(&roster(1, 4, None), Some(&roster(1, 4, Some(3))));
+    a.publish(&roster(1, 5, None), Some(&roster(1, 5, Some(4))));
+    no_roster_comes(&c).await;
+    network.heal();
+    assert_eq!(c.receive_roster().await, Some(told(&roster(1, 5, None))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_injected_comes_as_it_is_and_a_shut_transport_tells_nothing() {
+    let network = MemoryNetwork::new(1);
+    let a = network.join(id(1), MemoryOptions::default());
+    let b = network.join(id(2), MemoryOptions::default());
+    let heard = HeardRoster { bytes: vec![1, 2, 3], is_nearby: false };
+    a.inject_roster(&id(2).to_string(), heard.clone()).unwrap();
+    assert_eq!(b.receive_roster().await, Some(heard));
+    let waiting = tokio::spawn({
+        let b = b.clone();
+        async move { b.receive_roster().await }
+    });
+    b.shutdown().await;
+    assert_eq!(waiting.await.unwrap(), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -164,6 +205,11 @@ async fn nothing_comes(transport: &MemoryTransport) {
     assert!(waited.is_err(), "something came");
 }
 
+async fn no_roster_comes(transport: &MemoryTransport) {
+    let waited = timeout(Duration::from_secs(60), transport.receive_roster()).await;
+    assert!(waited.is_err(), "a roster came");
+}
+
 fn names(reach: &mut watch::Receiver<Arc<BTreeSet<String>>>) -> Vec<String> {
     reach.borrow_and_update().iter().cloned().collect()
 }
@@ -180,6 +226,13 @@ fn envelope(signer: u8, number: u64) -> SignedEnvelope {
     let at = Timestamp::try_from(number).unwrap();
     let kind = ReceiptKind::Stored;
     Receipt { answers: [9; 32], kind, at, reason: None, signer: id(signer) }
+        .sign(&key(signer))
+        .unwrap()
+}
+
+fn roster(signer: u8, number: u64, base: Option<u64>) -> SignedRoster {
+    let peers = vec![Listing { peer: "alice".parse().unwrap(), display_name: None }];
+    Roster { gateway: id(signer), number, base, peers, removed: Vec::new() }
         .sign(&key(signer))
         .unwrap()
 }
