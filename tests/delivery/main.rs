@@ -6,3 +6,4 @@ mod faults;
 mod federation;
 mod hostile;
 mod privacy;
+mod trust;

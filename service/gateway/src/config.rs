@@ -5,6 +5,7 @@ use std::{
 };
 
 use clap::{Args, Parser, ValueEnum};
+use fieldpost_envelope::GatewayId;
 use secrecy::SecretString;
 
 use crate::transports;
@@ -65,6 +66,17 @@ pub struct Config {
     )]
     pub transport_priority: Vec<String>,
 
+    /// At whose word a name without a gateway leads elsewhere: `lan` for gateways found on the local
+    /// network, ids of gateways, or `none`. Default: `lan` with the embedded database, else `none`.
+    #[arg(
+        long,
+        env = "FIELDPOST_TRUST",
+        value_delimiter = ',',
+        value_name = "lan|GATEWAY,…",
+        value_parser = trusted
+    )]
+    pub trust: Vec<Trusted>,
+
     /// Whether a failed attempt moves on to the next transport.
     #[arg(long, env = "FIELDPOST_FAILOVER", value_enum, default_value = "on")]
     pub failover: Switch,
@@ -122,6 +134,11 @@ pub struct Config {
     /// Registrations a second from one address; bursts of twice as many pass.
     #[arg(long, env = "FIELDPOST_REGISTRATION_RATE_LIMIT", default_value_t = 500, value_parser = clap::value_parser!(u32).range(20..))]
     pub registration_rate_limit: u32,
+
+    /// Envelopes and receipts a second that one gateway may send us, and twice as many from all that
+    /// are not trusted together; bursts of twice as many pass.
+    #[arg(long, env = "FIELDPOST_GATEWAY_RATE_LIMIT", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
+    pub gateway_rate_limit: u32,
 
     /// The most messages that one commit carries; 1 makes an INSERT of each request, to compare.
     #[arg(long, env = "FIELDPOST_ACCEPT_BATCH", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..=512))]
@@ -181,6 +198,26 @@ pub enum Registration {
     Closed,
 }
 
+/// One entry of `--trust`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Trusted {
+    /// No gateway.
+    Nobody,
+    /// Gateways found on the local network.
+    Lan,
+    /// This one.
+    Gateway(GatewayId),
+}
+
+/// Whose rosters resolve names (design, section 4).
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Trust {
+    /// Those of gateways found on the local network.
+    pub lan: bool,
+    /// Those of these gateways, wherever they are.
+    pub gateways: BTreeSet<GatewayId>,
+}
+
 /// On or off.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Switch {
@@ -224,6 +261,22 @@ impl Config {
         })
     }
 
+    /// Whose rosters resolve names, given or by default.
+    pub fn trust(&self) -> Trust {
+        let mut trust = Trust {
+            lan: self.trust.is_empty() && self.database.database_url.is_none(),
+            gateways: BTreeSet::new(),
+        };
+        for entry in &self.trust {
+            match entry {
+                Trusted::Nobody => {}
+                Trusted::Lan => trust.lan = true,
+                Trusted::Gateway(gateway) => drop(trust.gateways.insert(*gateway)),
+            }
+        }
+        trust
+    }
+
     /// Whether commits are announced to other replicas over Postgres.
     pub fn announces(&self) -> bool {
         match self.bus.as_deref() {
@@ -254,6 +307,11 @@ impl Config {
             Some(other) => {
                 return Err(format!("--bus {other} is unknown: use local or postgres"));
             }
+        }
+        if self.trust.contains(&Trusted::Nobody) && self.trust.len() > 1 {
+            return Err(
+                "--trust none stands alone: leave it out, or leave the others out".to_owned()
+            );
         }
         for name in self.transports() {
             match name {
@@ -301,6 +359,20 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     })
 }
 
+/// Parses an entry of `--trust`.
+fn trusted(text: &str) -> Result<Trusted, String> {
+    match text {
+        "none" => Ok(Trusted::Nobody),
+        "lan" => Ok(Trusted::Lan),
+        id => id.parse().map(Trusted::Gateway).map_err(|error| {
+            format!(
+                "{error}; write lan, none or the id of a gateway, which its /v1/status and `fieldpost \
+                 status` show"
+            )
+        }),
+    }
+}
+
 /// Parses a duration that is counted in days.
 fn days(text: &str) -> Result<Duration, String> {
     let retention = duration(text)?;
@@ -330,6 +402,25 @@ fn share(text: &str) -> Result<f64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn trust_is_the_local_network_with_the_embedded_database_unless_said_otherwise() {
+        let gateway = GatewayId::from_bytes([1; 32]);
+        let config = |options: &[&str]| Config::from_options(options);
+        let trust = |options: &[&str]| config(options).unwrap().trust();
+        let elsewhere = "--database-url=postgres://host/name";
+        let lan = Trust { lan: true, gateways: BTreeSet::new() };
+        assert_eq!(trust(&[]), lan);
+        assert_eq!(trust(&[elsewhere]), Trust::default());
+        assert_eq!(trust(&[elsewhere, "--trust=lan"]), lan);
+        assert_eq!(trust(&["--trust=none"]), Trust::default());
+        let both = Trust { lan: true, gateways: [gateway].into() };
+        assert_eq!(trust(&[&format!("--trust=lan,{gateway}")]), both);
+        assert_eq!(trust(&[&format!("--trust={gateway}")]), Trust { lan: false, ..both });
+        let said = config(&["--trust=LAN"]).unwrap_err().to_string();
+        assert!(said.contains("write lan, none or the id of a gateway"), "{said}");
+        assert!(config(&["--trust=none,lan"]).unwrap().validate().is_err());
+    }
 
     #[test]
     fn durations_and_shares_say_what_would_be_right() {

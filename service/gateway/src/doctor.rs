@@ -13,7 +13,7 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::config::Config;
+use crate::config::{Config, Trust};
 
 /// Options of `fieldpost doctor`: those of `serve`, to be judged.
 #[derive(Args, Clone, Debug)]
@@ -81,6 +81,7 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
     findings.extend(machine::examine(config).await);
     findings.extend(database::examine(&config.database).await);
     findings.extend(network::examine(config).await);
+    findings.push(trust(config));
     findings.push(Finding::info(
         "relays",
         "this build has no relays yet: neither its own nor a list of others",
@@ -92,6 +93,35 @@ fn options(config: &Config) -> Finding {
     match config.validate() {
         Ok(()) => Finding::ok("options", "can be used together"),
         Err(problem) => Finding::failure("options", problem, "change the option"),
+    }
+}
+
+fn trust(config: &Config) -> Finding {
+    let Trust { lan, gateways } = config.trust();
+    let named = match gateways.len() {
+        0 => String::new(),
+        1 => "1 gateway by its id".to_owned(),
+        several => format!("{several} gateways by their ids"),
+    };
+    let detail = match (lan, gateways.is_empty()) {
+        (false, true) => {
+            "no gateway: peers of others are reached as peer@gateway alone (--trust)".to_owned()
+        }
+        (true, true) => {
+            "gateways found on the local network; a bare name may lead there".to_owned()
+        }
+        (true, false) => format!("gateways found on the local network and {named}"),
+        (false, false) => named,
+    };
+    let is_open = lan && !config.listen.ip().is_loopback();
+    match is_open {
+        false => Finding::info("trust", detail),
+        true => Finding::warning(
+            "trust",
+            detail,
+            "whoever joins that network may claim a name that nobody here has used yet; where it is \
+             not yours, give --trust the ids of gateways, or none",
+        ),
     }
 }
 

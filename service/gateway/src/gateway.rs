@@ -11,12 +11,14 @@ use uuid::Uuid;
 
 use crate::{
     accept::Acceptor,
+    allowances::Allowances,
     clock::Clock,
     config::Config,
     connectivity::Connectivity,
     http::limits::Limits,
     outbox::Learned,
     readiness::Readiness,
+    rosters::Rosters,
     store::{Quotas, Store},
     subscribers::Subscribers,
     telemetry::traces::Traces,
@@ -50,6 +52,10 @@ pub struct Shared {
     pub learned: Learned,
     /// Whether a way to the internet is there.
     pub connectivity: watch::Receiver<Connectivity>,
+    /// Who is at other gateways, and which of these are trusted.
+    pub rosters: Rosters,
+    /// How much each of these may send.
+    pub allowances: Allowances,
     /// Which trace a message belongs to.
     pub traces: Traces,
     /// This process among the replicas of the deployment.

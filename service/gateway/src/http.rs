@@ -18,6 +18,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::{Gateway, http::error::ApiError, readiness};
 
+pub mod addressing;
 pub mod betanet;
 pub mod bitchat;
 pub mod caller;
@@ -26,6 +27,7 @@ pub mod error;
 pub mod extract;
 pub mod fields;
 pub mod files;
+pub mod gateways;
 pub mod groups;
 pub mod guard;
 pub mod health;
@@ -49,9 +51,11 @@ pub const MAX_STRANGERS_BODY_BYTES: usize = 65_536;
 /// Every resource of every surface, documented.
 fn resources() -> OpenApiRouter<Gateway> {
     OpenApiRouter::with_openapi(docs::frame())
+        .merge(addressing::routes())
         .merge(betanet::routes())
         .merge(bitchat::routes())
         .merge(files::routes())
+        .merge(gateways::routes())
         .merge(groups::routes())
         .merge(inbox::routes())
         .merge(messages::routes())

@@ -27,7 +27,7 @@ use tracing::instrument;
 use crate::{
     Gateway,
     outbox::{self, Awaited, Heard},
-    store::OwedReceipt,
+    store::{Origin, OwedReceipt},
     telemetry::metrics as names,
 };
 
@@ -95,6 +95,8 @@ enum Outcome {
     Misdirected,
     /// Its time was over.
     Expired,
+    /// Its gateway is too fast; it comes again.
+    OverQuota,
     /// The database did not take it; it comes again.
     Failed,
 }
@@ -110,6 +112,7 @@ impl Outcome {
             Self::Forged => "forged",
             Self::Misdirected => "misdirected",
             Self::Expired => "expired",
+            Self::OverQuota => "over_quota",
             Self::Failed => "failed",
         }
     }
@@ -145,6 +148,10 @@ async fn take(
     };
     if signer == own {
         return Outcome::Misdirected;
+    }
+    let is_trusted = gateway.rosters.is_trusted(signer);
+    if !gateway.allowances.admit(gateway.clock.instant(), signer, is_trusted) {
+        return Outcome::OverQuota;
     }
     if gateway.learned.heard(gateway.clock.now(), transport, signer) {
         gateway.wake_outbox.notify_one();
@@ -275,7 +282,11 @@ async fn store(
     if !gateway.store.peer_exists(recipient).await? {
         return Ok(Taken::Refused(format!("there is no peer {recipient} at this gateway")));
     }
-    if let Err(full) = gateway.quotas.check_and_reserve(&name, &sender, size).await? {
+    let origin = match gateway.rosters.is_trusted(arrival.signer) {
+        true => Origin::Known,
+        false => Origin::Stranger,
+    };
+    if let Err(full) = gateway.quotas.check_and_reserve(&name, &sender, size, origin).await? {
         tracing::debug!(%full, "a message from elsewhere found no room");
         return Ok(Taken::Refused("the recipient's storage is full".to_owned()));
     }

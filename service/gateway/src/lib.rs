@@ -5,6 +5,7 @@
 
 pub mod accept;
 pub mod admin;
+pub mod allowances;
 pub mod bus;
 pub mod client;
 pub mod clock;
@@ -19,6 +20,7 @@ pub mod inbox;
 pub mod outbox;
 pub mod presence;
 pub mod readiness;
+pub mod rosters;
 pub mod run;
 pub mod secrets;
 pub mod serve;

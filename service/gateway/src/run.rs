@@ -23,7 +23,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    Gateway, Shared, accept, bus,
+    Gateway, Shared, accept,
+    allowances::Allowances,
+    bus,
     clock::Clock,
     config::{Auth, Config},
     connectivity,
@@ -34,6 +36,7 @@ use crate::{
     outbox::{self, Awaited, Learned},
     presence,
     readiness::Readiness,
+    rosters::{self, Rosters},
     serve::{self, Server},
     store::{Quotas, Store, identity::IdentityError, schema},
     subscribers::Subscribers,
@@ -159,6 +162,8 @@ pub async fn start(config: Config, connect: Option<Connect>) -> anyhow::Result<R
         transports,
         learned: Learned::default(),
         connectivity,
+        rosters: Rosters::new(config.trust()),
+        allowances: Allowances::new(config.gateway_rate_limit),
         traces: Traces::new(config.otlp_endpoint.is_some()),
         replica: Uuid::new_v4(),
         draining: CancellationToken::new(),
@@ -265,7 +270,10 @@ fn spawn_workers(workers: &mut Workers, gateway: &Gateway, writers: accept::Writ
     }
     let (awaited, stop) = (Awaited::default(), workers.stop.clone());
     workers.spawn("outbox", outbox::run(gateway.clone(), awaited.clone(), stop.clone()));
+    workers.spawn("roster", workers.until_stop(rosters::tell(gateway.clone())));
+    workers.spawn("names", workers.until_stop(rosters::lead_on(gateway.clone())));
     for transport in &gateway.transports {
+        workers.spawn("rosters", rosters::listen(gateway.clone(), transport.clone(), stop.clone()));
         workers.spawn(
             "inbox",
             inbox::run(gateway.clone(), transport.clone(), awaited.clone(), stop.clone()),

@@ -33,11 +33,14 @@ mod inbox;
 mod messages;
 mod mirrored;
 mod node_keys;
+pub mod names;
 mod outbox;
 mod partitions;
 mod peers;
 mod presence;
 pub mod quota;
+mod remote;
+pub mod rosters;
 mod rotation;
 pub mod schema;
 mod show;
@@ -56,7 +59,8 @@ pub use peers::{
     ShownTo,
 };
 pub use presence::{LEASE, Presence};
-pub use quota::{Full, Quotas};
+pub use quota::{Full, Origin, Quotas};
+pub use remote::RemotePeer;
 pub use rotation::{Rotated, RotationError};
 pub use show::SMALL_PAGE_BYTES;
 

@@ -18,8 +18,8 @@ use fieldpost_gateway::{
     embedded::EmbeddedPostgres,
     secrets::MasterKey,
     store::{
-        Admission, Full, LEASE, MAX_TICKETS, NewPeer, PeerDefaults, PeerSettings, PeerStats,
-        Presence, Quotas, Registered, Renewed, ShownTo, Store, TokenHolder, schema,
+        Admission, Full, LEASE, MAX_TICKETS, NewPeer, Origin, PeerDefaults, PeerSettings,
+        PeerStats, Presence, Quotas, Registered, Renewed, ShownTo, Store, TokenHolder, schema,
     },
 };
 use sqlx::PgPool;
@@ -340,13 +340,14 @@ async fn storage_is_counted_from_the_queues_before_anybody_is_refused() {
     // 1 in 10 000 of 100 000 messages.
     let quotas = Quotas::new(database.store.clone(), 0.0001);
     database.owe("bob", "alice", 9).await;
-    let reserve = async || quotas.check_and_reserve("bob", "alice", 10).await.unwrap();
+    let reserve =
+        async || quotas.check_and_reserve("bob", "alice", 10, Origin::Known).await.unwrap();
     assert_eq!(reserve().await, Ok(()));
     // One that another replica accepted is found only by counting again.
     database.owe("bob", "alice", 1).await;
     let full = reserve().await.unwrap_err();
     assert!(matches!(full, Full::Share { max_messages: 10, .. }), "{full}");
-    assert_eq!(quotas.check_and_reserve("bob", "carol", 10).await.unwrap(), Ok(()));
+    assert_eq!(quotas.check_and_reserve("bob", "carol", 10, Origin::Known).await.unwrap(), Ok(()));
     quotas.release("bob", "alice", 1, 10);
     assert_eq!(reserve().await, Ok(()));
     database.stop().await;

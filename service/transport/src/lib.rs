@@ -59,6 +59,12 @@ pub trait Transport: Send + Sync {
         std::future::pending().await
     }
 
+    /// A roster of `gateway` that came could not be taken: it is to be told whole, as if nothing of it
+    /// had come. May be ignored where it is told whole anyway, now and then.
+    fn roster_missed(&self, gateway: GatewayId) {
+        let _ = gateway;
+    }
+
     /// Serves files to gateways that ask, from now on.
     fn serve_files(&self, source: Arc<dyn FileSource>) {
         let _ = source;

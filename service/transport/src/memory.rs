@@ -510,6 +510,10 @@ impl Transport for MemoryTransport {
         self.next_roster().await
     }
 
+    fn roster_missed(&self, gateway: GatewayId) {
+        self.tell_again(gateway);
+    }
+
     fn status(&self) -> Status {
         let medium = self.network.lock();
         let is_up = medium

@@ -112,6 +112,9 @@ pub struct Draft {
     /// Over what first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub transport_preference: Option<String>,
+    /// Whether it waits for a name that nobody has.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub allow_unknown: bool,
 }
 
 impl Draft {

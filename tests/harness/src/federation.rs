@@ -63,6 +63,28 @@ impl Node {
         node
     }
 
+    /// Starts another replica of it, on networks of its own: one network takes a gateway once.
+    ///
+    /// # Panics
+    ///
+    /// If it does not start.
+    pub async fn replica(&self, networks: &[(&MemoryNetwork, MemoryOptions)]) -> Self {
+        let mut replica = Self {
+            id: self.id,
+            running: None,
+            database_url: self.database_url.clone(),
+            master_key: self.master_key.clone(),
+            options: self.options.clone(),
+            networks: networks
+                .iter()
+                .map(|(network, options)| ((*network).clone(), options.clone()))
+                .collect(),
+            transports: Vec::new(),
+        };
+        replica.resume().await;
+        replica
+    }
+
     /// Starts it again on the same data, at another port.
     ///
     /// # Panics
@@ -138,6 +160,29 @@ impl Node {
     pub fn client(&self) -> Client {
         let running = self.running.as_ref().expect("the gateway runs");
         Client::new(&format!("http://{}", running.addresses().0), false)
+    }
+
+    /// Its database, for tests that change what the gateway itself never would.
+    pub fn database_url(&self) -> &str {
+        &self.database_url
+    }
+
+    /// One of its metrics, summed over all labels that hold `labels`; of all gateways in this
+    /// process, so tell them apart by the names of their transports.
+    ///
+    /// # Panics
+    ///
+    /// If the gateway does not run.
+    pub async fn metric(&self, name: &str, labels: &str) -> f64 {
+        let running = self.running.as_ref().expect("the gateway runs");
+        let admin = Client::new(&format!("http://{}", running.addresses().1), false);
+        let answer = admin.request(reqwest::Method::GET, "/metrics").send().await;
+        let text = answer.expect("the admin listener answers").text().await.expect("with text");
+        text.lines()
+            .filter_map(|line| line.strip_prefix(name)?.strip_prefix('{')?.split_once("} "))
+            .filter(|(found, _)| labels.split(',').all(|label| found.contains(label)))
+            .map(|(_, value)| value.parse::<f64>().expect("a value is a number"))
+            .sum()
     }
 
     /// Registers a peer and returns its client.

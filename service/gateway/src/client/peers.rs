@@ -145,19 +145,30 @@ pub(super) async fn list(args: PeersArgs) -> Result<(), ClientError> {
         output.note("no peers to see");
         return Ok(());
     }
-    output.write(&Value::Null, || table(["PEER", "NAME", "PRESENCE", "LAST SEEN"], &rows))
+    output.write(&Value::Null, || table(["PEER", "NAME", "PRESENCE", "LAST SEEN", "VIA"], &rows))
 }
 
-/// What a peer keeps to itself is not in the answer, and shows as `–`.
-fn row(peer: &Value) -> [String; 4] {
+/// What a peer keeps to itself is not in the answer, and shows as `–`. Of a peer of another gateway it
+/// is told when that was heard, and by which transports it is reached.
+fn row(peer: &Value) -> [String; 5] {
     let text = |name: &str| peer[name].as_str().map(printable);
     let presence = match peer["online"].as_bool() {
         Some(true) => "online",
         Some(false) => "away",
         None => "–",
     };
+    let via = match peer["transports"].as_array() {
+        None => "here".to_owned(),
+        Some(transports) if transports.is_empty() => "out of reach".to_owned(),
+        Some(transports) => {
+            let names: Vec<_> =
+                transports.iter().filter_map(Value::as_str).map(printable).collect();
+            names.join(", ")
+        }
+    };
     let last_seen = peer["last_seen"]
         .as_str()
+        .or_else(|| peer["heard_at"].as_str())
         .and_then(|time| time.parse::<DateTime<Utc>>().ok())
         .map_or_else(|| "–".to_owned(), age);
     [
@@ -165,5 +176,27 @@ fn row(peer: &Value) -> [String; 4] {
         text("display_name").unwrap_or_default().replace(['\n', '\t'], " "),
         presence.to_owned(),
         last_seen,
+        via,
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_here_and_elsewhere_are_told_apart() {
+        let here = json!({"peer_id": "alice", "online": true, "last_seen": null});
+        assert_eq!(row(&here), ["alice", "", "online", "–", "here"]);
+        let there = json!({
+            "peer_id": "bob@b", "display_name": "Bob\u{1b}", "online": null, "last_seen": null,
+            "heard_at": "2026-11-23T09:00:00Z", "transports": ["mesh", "htx"]
+        });
+        let there = row(&there);
+        assert_eq!((there[1].as_str(), there[2].as_str()), ("Bob\\u{1b}", "–"));
+        assert!(there[3].contains("ago") || there[3] == "just now", "{there:?}");
+        assert_eq!(there[4], "mesh, htx");
+        let away = json!({"peer_id": "carol@c", "transports": [], "heard_at": null});
+        assert_eq!(row(&away)[4], "out of reach");
+    }
 }

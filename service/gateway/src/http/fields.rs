@@ -18,6 +18,9 @@ const HIGHEST_LIMIT: i64 = 1000;
 /// The farthest that an offset may reach.
 const HIGHEST_OFFSET: i64 = 1_000_000;
 
+/// A cursor holds a name, at most a peer's with its gateway: 181 bytes.
+const MAX_CURSOR: usize = 242;
+
 /// Which part of a list is wanted.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -25,7 +28,7 @@ pub struct PageQuery {
     /// `next` of the page before; the first page without.
     #[param(
         min_length = 2,
-        max_length = 172,
+        max_length = 242,
         pattern = "^(?:[A-Za-z0-9_-]{4})*(?:[A-Za-z0-9_-]{2,3})?$",
         example = "MGY1YjQ"
     )]
@@ -51,7 +54,7 @@ impl PageQuery {
         CURSOR
             .decode(cursor)
             .ok()
-            .filter(|name| !name.is_empty() && cursor.len() <= 172)
+            .filter(|name| !name.is_empty() && cursor.len() <= MAX_CURSOR)
             .map(|name| String::from_utf8_lossy(&name).replace('\0', ""))
             .ok_or_else(|| {
                 ApiError::invalid("cursor", "cursor: expected the `next` of an earlier page")
@@ -147,7 +150,7 @@ mod tests {
         for place in ["AA", "__", "A_-", "AAAA", "zzzz99"] {
             assert!(!after(place).unwrap().contains('\0'), "{place}");
         }
-        for other in ["", "A", "AAAAA", "AA==", "a b", "é", &"A".repeat(176)] {
+        for other in ["", "A", "AAAAA", "AA==", "a b", "é", &"A".repeat(244)] {
             assert!(after(other).is_err(), "{other}");
         }
     }

@@ -22,6 +22,7 @@ use uuid::Uuid;
 use crate::{
     Gateway,
     http::{
+        addressing,
         caller::Caller,
         error::{ApiError, Problem},
         extract::{Json, Path, Query},
@@ -181,7 +182,14 @@ async fn talks(gateway: &Gateway, peer: &PeerId, with: Option<&str>) -> Result<V
         let with: Recipient = with
             .parse()
             .map_err(|error| ApiError::invalid("query.with", format!("with: {error}")))?;
-        return Ok(vec![conversation(&own, &with)]);
+        let mut talks = vec![conversation(&own, &with)];
+        // What a name led to is filed under where it was found.
+        if let Recipient::Peer(other) = &with
+            && let Some(pinned) = addressing::pinned(gateway, peer, other).await?
+        {
+            talks.push(conversation(&own, &Recipient::Peer(pinned)));
+        }
+        return Ok(talks);
     }
     let mut talks = gateway.store.conversations(peer, MAX_TALKS).await?;
     for id in gateway.store.groups_of(peer).await? {

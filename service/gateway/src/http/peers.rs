@@ -5,7 +5,7 @@ use axum::{extract::State, http::HeaderMap, http::StatusCode};
 use chrono::{DateTime, TimeDelta, Utc};
 use data_encoding::{BASE64, BASE64_NOPAD, BASE64URL, BASE64URL_NOPAD, HEXLOWER_PERMISSIVE};
 use ed25519_dalek::{Signature, VerifyingKey};
-use fieldpost_envelope::{GatewayId, PeerId};
+use fieldpost_envelope::{GatewayId, PeerAddress, PeerId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -22,7 +22,7 @@ use crate::{
     },
     store::{
         Admission, MAX_INVITES, MAX_TICKETS, NewPeer, Peer, PeerDefaults, PeerSettings, Registered,
-        Renewed, ShownTo, TokenHolder,
+        RemotePeer, Renewed, ShownTo, TokenHolder,
     },
 };
 
@@ -80,10 +80,12 @@ pub(super) async fn register(
     Ok((StatusCode::CREATED, axum::Json(RegisteredPeer { peer: PeerInfo::own(peer), token })))
 }
 
-/// List peers by name.
+/// List peers: first those of this gateway by name, then those of other gateways by name and gateway.
 ///
 /// Shown are those who are listed, and those who have written to the caller or share a group with
-/// it. `online` and `last_seen` are null where the peer does not show them to the caller.
+/// it. `online` and `last_seen` are null where the peer does not show them to the caller, and of a
+/// peer of another gateway always; such a peer has `gateway`, the `transports` that reach it now,
+/// when that gateway told of it, and whether it is trusted, so that the bare name may lead there.
 #[utoipa::path(
     get,
     path = "/v1/peers",
@@ -91,13 +93,19 @@ pub(super) async fn register(
     tag = "peers",
     params(PageQuery, PeerFilter),
     responses(
-        (status = 200, description = "One page, in the order of the names", body = PeerList, example = json!({
+        (status = 200, description = "One page", body = PeerList, example = json!({
             "peers": [{
                 "peer_id": "alice",
                 "public_key": "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
                 "display_name": "Alice", "online": true,
                 "last_seen": "2026-11-23T09:00:00Z", "created_at": "2026-11-23T09:00:00Z",
                 "on_air": false
+            }, {
+                "peer_id": "bob@aebagbafaydqqcikbmga2dqpcaireeyuculbogazdinryhi6d4qa",
+                "public_key": null, "display_name": null, "online": null, "last_seen": null,
+                "created_at": "2026-11-23T09:00:00Z", "on_air": false,
+                "gateway": "aebagbafaydqqcikbmga2dqpcaireeyuculbogazdinryhi6d4qa",
+                "transports": ["mesh"], "heard_at": "2026-11-23T09:00:00Z", "trusted": true
             }],
             "next": null
         })),
@@ -112,25 +120,40 @@ pub(super) async fn list(
     Query(filter): Query<PeerFilter>,
 ) -> Result<axum::Json<PeerList>, ApiError> {
     let viewer = viewer(&caller)?;
-    let limit = page.limit()?;
+    let (limit, after) = (page.limit()?, page.after()?);
     let online_only = filter.online.unwrap_or(false);
-    let peers =
-        gateway.store.list_peers(viewer.as_ref(), online_only, &page.after()?, limit).await?;
-    let next = fields::next_cursor(&peers, limit, |peer| peer.id.as_str());
-    let peers = peers.into_iter().map(|peer| PeerInfo::seen_by(viewer.as_ref(), peer)).collect();
+    let store = &gateway.store;
+    // No name of ours has an `@`, so a place with one is among the others.
+    let after_remote = after.split_once('@');
+    let mut peers: Vec<PeerInfo> = match after_remote {
+        Some(_) => Vec::new(),
+        None => store
+            .list_peers(viewer.as_ref(), online_only, &after, limit)
+            .await?
+            .into_iter()
+            .map(|peer| PeerInfo::seen_by(viewer.as_ref(), peer))
+            .collect(),
+    };
+    let room = limit - peers.len() as i64;
+    // Nobody tells us who is online elsewhere.
+    if room > 0 && !online_only {
+        let others = store.list_remote_peers(after_remote.unwrap_or(("", "")), room).await?;
+        peers.extend(others.into_iter().map(|peer| PeerInfo::elsewhere(&gateway, peer)));
+    }
+    let next = fields::next_cursor(&peers, limit, |peer| &peer.peer_id);
     Ok(axum::Json(PeerList { peers, next }))
 }
 
 /// Show a peer.
 ///
-/// A peer that is not listed is shown to whoever knows its name. Settings are shown to the peer
-/// alone.
+/// A peer that is not listed is shown to whoever knows its name, and one of another gateway,
+/// `peer@gateway`, if that lists it. Settings are shown to the peer alone.
 #[utoipa::path(
     get,
     path = "/v1/peers/{peer_id}",
     operation_id = "getPeer",
     tag = "peers",
-    params(("peer_id" = String, Path, description = "The name", min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$", example = "alice")),
+    params(("peer_id" = String, Path, description = "The name, or `peer@gateway`", min_length = 1, max_length = 181, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(@[a-z2-7]{51}[aq])?$", example = "alice")),
     responses(
         (status = 200, description = "The peer", body = PeerInfo, example = json!({
             "peer_id": "alice",
@@ -148,7 +171,18 @@ pub(super) async fn show(
     Path(peer_id): Path<String>,
 ) -> Result<axum::Json<PeerInfo>, ApiError> {
     let viewer = viewer(&caller)?;
-    let peer = peer_in_path(&peer_id)?;
+    let address: PeerAddress = peer_id
+        .parse()
+        .map_err(|error| ApiError::invalid("path.peer_id", format!("peer_id: {error}")))?;
+    let PeerAddress { peer, gateway: home } =
+        address.seen_from(gateway.store.identity()?.gateway_id);
+    if let Some(home) = home {
+        let found = gateway.store.remote_peer(&peer, home).await?;
+        let found = found.ok_or_else(|| {
+            ApiError::not_found(format!("{home} lists no peer {peer}, as far as is known here"))
+        })?;
+        return Ok(axum::Json(PeerInfo::elsewhere(&gateway, found)));
+    }
     let peer =
         gateway.store.peer(&peer, viewer.as_ref()).await?.ok_or_else(|| no_such_peer(&peer))?;
     Ok(axum::Json(PeerInfo::seen_by(viewer.as_ref(), peer)))
@@ -187,6 +221,7 @@ pub(super) async fn update(
     let settings = request.into_settings()?;
     let updated = gateway.store.update_peer(&peer, &settings, MAX_ON_AIR).await?;
     let updated = updated.ok_or_else(|| no_such_peer(&peer))?;
+    gateway.rosters.list_changed();
     Ok(axum::Json(PeerInfo::own(updated)))
 }
 
@@ -360,8 +395,14 @@ pub async fn register_peer(
     };
     let proven = caller.acting_as(&newcomer.id).is_ok();
     match gateway.store.register_peer(newcomer, proven, admission).await? {
-        Registered::New(peer, token) => Ok((*peer, Some(token))),
-        Registered::Again(peer) => Ok((*peer, None)),
+        Registered::New(peer, token) => {
+            gateway.rosters.list_changed();
+            Ok((*peer, Some(token)))
+        }
+        Registered::Again(peer) => {
+            gateway.rosters.list_changed();
+            Ok((*peer, None))
+        }
         Registered::InviteInvalid => Err(ApiError::forbidden(
             "the invite is unknown, used up or too old: ask the operator for another",
         )),
@@ -615,14 +656,14 @@ impl From<ShownTo> for Audience {
 /// A peer as the caller may see it.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct PeerInfo {
-    /// The name.
-    #[schema(max_length = 128, example = "alice")]
+    /// The name; `peer@gateway` for a peer of another gateway.
+    #[schema(max_length = 181, example = "alice")]
     peer_id: String,
-    /// The key that the peer registered.
-    #[schema(max_length = 4096)]
-    public_key: String,
+    /// The key that the peer registered; null for a peer of another gateway.
+    #[schema(max_length = 4096, required)]
+    public_key: Option<String>,
     /// A name for people.
-    #[schema(max_length = 100, required)]
+    #[schema(max_length = 400, required)]
     display_name: Option<String>,
     /// Whether it is online; null where that is not shown to the caller.
     #[schema(required)]
@@ -630,10 +671,24 @@ pub struct PeerInfo {
     /// When it last registered, sent or was connected; null where that is not shown to the caller.
     #[schema(required)]
     last_seen: Option<DateTime<Utc>>,
-    /// When it first registered.
+    /// When it first registered; for a peer of another gateway, when that first listed it.
     created_at: DateTime<Utc>,
-    /// Whether it is a BitChat peer for phones in range.
+    /// Whether it is a BitChat peer for phones in range of this gateway.
     on_air: bool,
+    /// Its gateway, if that is another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 52, max_length = 52)]
+    gateway: Option<String>,
+    /// The transports that reach that gateway now; of another gateway's peer alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transports: Option<Vec<String>>,
+    /// When that gateway last told who is there; of another gateway's peer alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    heard_at: Option<DateTime<Utc>>,
+    /// Whether that gateway is trusted, so that the bare name may lead there; of another gateway's
+    /// peer alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trusted: Option<bool>,
     /// What the peer decided about itself; shown to itself alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     settings: Option<PeerChoices>,
@@ -656,12 +711,33 @@ impl PeerInfo {
     fn of(peer: Peer) -> Self {
         Self {
             peer_id: peer.id.to_string(),
-            public_key: peer.public_key,
+            public_key: Some(peer.public_key),
             display_name: peer.display_name,
             online: peer.online,
             last_seen: peer.last_seen_at,
             created_at: peer.created_at,
             on_air: peer.on_air,
+            gateway: None,
+            transports: None,
+            heard_at: None,
+            trusted: None,
+            settings: None,
+        }
+    }
+
+    fn elsewhere(gateway: &Gateway, peer: RemotePeer) -> Self {
+        Self {
+            peer_id: peer.address().to_string(),
+            public_key: None,
+            display_name: peer.display_name,
+            online: None,
+            last_seen: None,
+            created_at: peer.listed_at,
+            on_air: false,
+            gateway: Some(peer.home.gateway.to_string()),
+            transports: Some(peer.transports),
+            heard_at: Some(peer.home.heard_at),
+            trusted: Some(peer.home.is_trusted(gateway.rosters.trust())),
             settings: None,
         }
     }
@@ -692,7 +768,7 @@ pub struct RegisteredPeer {
 /// One page of peers.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct PeerList {
-    /// In the order of their names.
+    /// Those of this gateway by name, then those of others by name and gateway.
     #[schema(max_items = 1000)]
     peers: Vec<PeerInfo>,
     /// `cursor` of the next page; null at the end.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use fieldpost_delivery::{Place, RuledOut, Target, Time, Verdict};
-use fieldpost_envelope::{AnonymityLevel, Recipient};
+use fieldpost_envelope::{AnonymityLevel, PeerAddress, PeerId, Recipient};
 use fieldpost_transport::Transport;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::{
     Gateway,
     http::{
+        addressing::{self, Found},
         caller::Caller,
         error::{ApiError, Problem},
         extract::Query,
@@ -358,7 +359,7 @@ pub(super) async fn routes_to(
 ) -> Result<axum::Json<RoutePlan>, ApiError> {
     require_anybody(&caller)?;
     let (size, level) = query.bounds()?;
-    let target = query.target(&gateway).await?;
+    let target = query.target(&gateway, caller.peer()).await?;
     let preview = outbox::preview(&gateway, &target, size, level);
     Ok(axum::Json(RoutePlan::of(preview, gateway.clock.now())))
 }
@@ -376,7 +377,7 @@ impl RouteQuery {
         Ok((size, level))
     }
 
-    async fn target(&self, gateway: &Gateway) -> Result<Target, ApiError> {
+    async fn target(&self, gateway: &Gateway, viewer: Option<&PeerId>) -> Result<Target, ApiError> {
         let to: Recipient = self
             .to
             .parse()
@@ -393,16 +394,19 @@ impl RouteQuery {
             {
                 Ok(Target::Remote(address))
             }
-            Recipient::Peer(address) => match gateway.store.peer_exists(&address.peer).await? {
-                true => Ok(Target::Local(address.peer)),
-                false => Err(ApiError::not_found(format!("no peer {} is known", address.peer))),
-            },
+            Recipient::Peer(PeerAddress { peer, .. }) => {
+                match addressing::find(gateway, viewer, &peer).await? {
+                    Found::Here => Ok(Target::Local(peer)),
+                    Found::At(home) => Ok(Target::Remote(PeerAddress::remote(peer, home))),
+                    Found::Nowhere { is_claimed } => Err(addressing::unknown(&peer, is_claimed)),
+                }
+            }
         }
     }
 }
 
 /// Any token will do, a peer's or an operator's; with `--auth open` none is needed.
-fn require_anybody(caller: &Caller) -> Result<(), ApiError> {
+pub(super) fn require_anybody(caller: &Caller) -> Result<(), ApiError> {
     if caller.is_open() || caller.is_operator() || caller.peer().is_some() {
         return Ok(());
     }

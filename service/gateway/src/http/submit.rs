@@ -11,8 +11,11 @@ use uuid::Uuid;
 use crate::{
     Gateway,
     accept::AcceptError,
-    http::error::ApiError,
-    store::{FanOut, GroupTraffic, quota::Full},
+    http::{
+        addressing::{self, Found},
+        error::ApiError,
+    },
+    store::{FanOut, GroupTraffic, names::MAX_AWAITED, quota::Full},
 };
 
 /// The longest time to live, in seconds: 30 days.
@@ -50,6 +53,8 @@ pub struct Draft {
 pub struct Submitted {
     /// Its name.
     pub id: MessageId,
+    /// Whom it is for; a peer that was found at another gateway with that gateway.
+    pub to: Recipient,
     /// Where it stands.
     pub status: MessageStatus,
     /// When it was accepted.
@@ -82,7 +87,7 @@ pub fn check_ttl(ttl: i64, to: &Recipient) -> Result<i64, ApiError> {
 /// # Errors
 ///
 /// 404 and 403 for recipients that are not there or not the sender's, 409 for an id that names
-/// another message, 422 for what can never be carried, 429 and 507 over quota, 503 when the gateway
+/// another message and for a name that several gateways have, 422 for what can never be carried, 429 and 507 over quota, 503 when the gateway
 /// cannot take it now.
 pub async fn submit(
     gateway: &Gateway,
@@ -94,27 +99,56 @@ pub async fn submit(
     }
     let to = without_own_gateway(gateway, draft.to.clone())?;
     let (id, fingerprint) = (draft.id, fingerprint(&draft, &to));
-    match accept(gateway, sender, draft, to, fingerprint).await {
+    // A name may lead elsewhere by now, and what is only said again must not pin it.
+    if let (Some(id), Some(name)) = (id, bare_name(&to))
+        && !gateway.store.peer_exists(name).await?
+        && let Some(earlier) = accepted_before(gateway, sender, id, &to, &fingerprint).await?
+    {
+        return Ok(earlier);
+    }
+    match accept(gateway, sender, draft, to.clone(), fingerprint).await {
         // What was accepted stays accepted, whatever quotas and groups have come to since.
         Err(refusal) if let Some(id) = id => {
-            let earlier =
-                gateway.store.accepted_as(gateway.clock.now(), id, sender, &fingerprint).await;
-            match earlier {
-                Ok(Some(Accepted::Same { accepted_at, expires_at, status })) => {
-                    Ok(Submitted { id, status, accepted_at, expires_at, repeated: true })
-                }
+            match accepted_before(gateway, sender, id, &to, &fingerprint).await {
+                Ok(Some(earlier)) => Ok(earlier),
                 // A look that fails tells nothing, and the refusal says what is in doubt.
-                Ok(_) | Err(_) => Err(refusal),
+                Ok(None) | Err(_) => Err(refusal),
             }
         }
         outcome => outcome,
     }
 }
 
+/// How the same was answered when it was accepted; `None` if it was not, or the id has another.
+async fn accepted_before(
+    gateway: &Gateway,
+    sender: &PeerId,
+    id: MessageId,
+    to: &Recipient,
+    fingerprint: &[u8; 32],
+) -> Result<Option<Submitted>, ApiError> {
+    let earlier = gateway.store.accepted_as(gateway.clock.now(), id, sender, fingerprint).await?;
+    Ok(match earlier {
+        Some(Accepted::Same { accepted_at, expires_at, status }) => {
+            let to = to.clone();
+            Some(Submitted { id, to, status, accepted_at, expires_at, repeated: true })
+        }
+        _ => None,
+    })
+}
+
+/// The name of a peer that no gateway goes with, unless it is a phone's.
+fn bare_name(to: &Recipient) -> Option<&PeerId> {
+    match to {
+        Recipient::Peer(PeerAddress { peer, gateway: None }) if !peer.is_phone() => Some(peer),
+        _ => None,
+    }
+}
+
 async fn accept(
     gateway: &Gateway,
     sender: &PeerId,
-    draft: Draft,
+    mut draft: Draft,
     to: Recipient,
     fingerprint: [u8; 32],
 ) -> Result<Submitted, ApiError> {
@@ -128,7 +162,13 @@ async fn accept(
             format!("file_ids: {file} is no finished file that {sender} uploaded or was sent"),
         ));
     }
+    draft.id.get_or_insert_with(|| MessageId(Uuid::now_v7()));
     let deliveries = resolve(gateway, sender, &draft, &to).await?;
+    let to = match deliveries.as_slice() {
+        // Where a name was found is where the message belongs, in history too.
+        [Target::Remote(address)] if to.as_peer().is_some() => Recipient::Peer(address.clone()),
+        _ => to,
+    };
     let submission = submission(gateway, sender, draft, to, fingerprint, deliveries);
     take(gateway, sender, submission).await
 }
@@ -140,6 +180,7 @@ async fn take(
     submission: Submission,
 ) -> Result<Submitted, ApiError> {
     let (id, expires_at) = (submission.message.id, submission.message.expires_at);
+    let to = submission.message.to.clone();
     let group = match &submission.message.to {
         Recipient::Group { id, home: None } => Some(id.clone()),
         _ => None,
@@ -170,11 +211,11 @@ async fn take(
                 true => MessageStatus::Sent,
                 false => MessageStatus::Pending,
             };
-            Ok(Submitted { id, status, accepted_at, expires_at, repeated: false })
+            Ok(Submitted { id, to, status, accepted_at, expires_at, repeated: false })
         }
         Ok(Accepted::Same { accepted_at, expires_at, status }) => {
             give_back();
-            Ok(Submitted { id, status, accepted_at, expires_at, repeated: true })
+            Ok(Submitted { id, to, status, accepted_at, expires_at, repeated: true })
         }
         Ok(Accepted::Conflict) => {
             give_back();
@@ -266,7 +307,7 @@ async fn resolve(
     to: &Recipient,
 ) -> Result<Vec<Target>, ApiError> {
     match to {
-        Recipient::Peer(address) => Ok(vec![resolve_peer(gateway, draft, address).await?]),
+        Recipient::Peer(address) => Ok(vec![resolve_peer(gateway, sender, draft, address).await?]),
         Recipient::Group { home: Some(_), .. } => {
             Err(ApiError::invalid("body.to", "to: groups of other gateways cannot be reached yet"))
         }
@@ -292,30 +333,42 @@ async fn resolve(
 
 async fn resolve_peer(
     gateway: &Gateway,
+    sender: &PeerId,
     draft: &Draft,
     address: &PeerAddress,
 ) -> Result<Target, ApiError> {
-    let elsewhere = address.gateway.is_some() || address.peer.is_phone();
-    if !elsewhere {
-        if draft.wishes.required.as_deref().is_some_and(|required| required != "local") {
-            return Err(ApiError::invalid(
-                "body.transport_required",
-                format!(
-                    "transport_required: {} is a peer of this gateway: use local",
-                    address.peer
-                ),
-            ));
+    let name = &address.peer;
+    let required = draft.wishes.required.as_deref().filter(|required| *required != "local");
+    let address = if address.gateway.is_some() || name.is_phone() {
+        address.clone()
+    } else {
+        match addressing::resolve(gateway, sender, name).await? {
+            Found::At(home) => PeerAddress::remote(name.clone(), home),
+            Found::Here if required.is_none() => return Ok(Target::Local(name.clone())),
+            Found::Here => {
+                return Err(ApiError::invalid(
+                    "body.transport_required",
+                    format!("transport_required: {name} is a peer of this gateway: use local"),
+                ));
+            }
+            Found::Nowhere { .. } if draft.allow_unknown && required.is_none() => {
+                wait_for_name(gateway, sender, draft, name).await?;
+                return Ok(Target::Local(name.clone()));
+            }
+            Found::Nowhere { .. } if draft.allow_unknown => {
+                return Err(ApiError::invalid(
+                    "body.transport_required",
+                    format!(
+                        "transport_required: nobody knows yet which transport leads to {name}: leave \
+                         it out to wait"
+                    ),
+                ));
+            }
+            Found::Nowhere { is_claimed } => return Err(addressing::unknown(name, is_claimed)),
         }
-        return match draft.allow_unknown || gateway.store.peer_exists(&address.peer).await? {
-            true => Ok(Target::Local(address.peer.clone())),
-            false => Err(ApiError::not_found(format!(
-                "no peer {} is known; to wait for it, send with allow_unknown",
-                address.peer
-            ))),
-        };
-    }
-    if can_ever_carry(gateway, draft, address) {
-        Ok(Target::Remote(address.clone()))
+    };
+    if can_ever_carry(gateway, draft, &address) {
+        Ok(Target::Remote(address))
     } else {
         Err(ApiError::invalid(
             "body.to",
@@ -327,6 +380,27 @@ async fn resolve_peer(
             ),
         ))
     }
+}
+
+/// Lets a message wait in the inbox of a name that nobody has: until a peer of this gateway takes
+/// the name or, where the message may leave, a trusted gateway lists it.
+async fn wait_for_name(
+    gateway: &Gateway,
+    sender: &PeerId,
+    draft: &Draft,
+    name: &PeerId,
+) -> Result<(), ApiError> {
+    let (Some(id), None) = (draft.id, &draft.wishes.required) else { return Ok(()) };
+    let expires_at = gateway.clock.now() + TimeDelta::seconds(draft.ttl);
+    if !gateway.store.await_name(sender, id, name, expires_at).await? {
+        return Err(ApiError::storage_full(format!(
+            "{MAX_AWAITED} of your messages wait for names that nobody has: wait until some have \
+             ended"
+        )));
+    }
+    // The name may have appeared before the message is there to be led on.
+    gateway.rosters.look_for_names();
+    Ok(())
 }
 
 /// Whether some transport may carry it some day; the router finds out when.

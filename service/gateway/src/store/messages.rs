@@ -351,7 +351,12 @@ impl Store {
                    i.seq, (i.recipient is not null) as "in_inbox!", i.expires_at as "inbox_expiry?",
                    o.stage as "stage?", o.waits_for, o.expires_at as "outbox_expiry?",
                    d.status as "status?", d.at as "at?", d.reason,
-                   b.release_at as "held_until?"
+                   b.release_at as "held_until?",
+                   exists (
+                       select from awaited w
+                       where (w.message_id, w.sender, w.peer)
+                           = (a.message_id, a.sender, a.recipient)
+                   ) as "is_awaited!"
             from asked a
             left join inbound b
                 on (b.message_id, b.sender, b.recipient) = (a.message_id, a.sender, a.recipient)
@@ -384,6 +389,10 @@ impl Store {
                     (MessageStatus::Expired, None)
                 }
                 None if state.in_inbox && state.seq.is_some() => (MessageStatus::Sent, None),
+                None if state.in_inbox && state.is_awaited => {
+                    let reason = "waits for a peer of that name, here or at a trusted gateway";
+                    (MessageStatus::Pending, Some(reason.to_owned()))
+                }
                 None if state.in_inbox => {
                     (MessageStatus::Pending, Some("waits for the recipient's client".to_owned()))
                 }

@@ -552,6 +552,11 @@ impl Store {
         Ok(!self.existing_peers(std::slice::from_ref(peer)).await?.is_empty())
     }
 
+    /// Whether `peer` is remembered to be registered here, without asking the database.
+    pub(super) fn knows_peer(&self, peer: &PeerId) -> bool {
+        !self.known_peers.sort(std::slice::from_ref(peer)).0.is_empty()
+    }
+
     /// Counts a message accepted from `peer`.
     ///
     /// Counts reach the database within about a second, by

@@ -18,6 +18,12 @@ use super::Store;
 pub const MAX_MESSAGES: u64 = 100_000;
 /// Bytes that may wait for one recipient.
 pub const MAX_BYTES: u64 = 256 * 1024 * 1024;
+/// Of these, the part that all senders of one gateway that is not trusted may fill, whatever names
+/// they have.
+const STRANGER_SHARE: f64 = 0.25;
+/// The part up to which other gateways may fill it before those that are not trusted are refused: the
+/// rest is for local and trusted senders.
+const ELSEWHERE_SHARE: f64 = 0.5;
 
 /// Whose storage is full.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
@@ -44,6 +50,21 @@ pub enum Full {
         /// The sender's limit.
         max_bytes: u64,
     },
+    /// The part for gateways that are not trusted, or for one of them.
+    #[error("the part of the storage for {recipient} that strangers may fill is full")]
+    Strangers {
+        /// Whom the message is for.
+        recipient: String,
+    },
+}
+
+/// Where a message comes from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Origin {
+    /// A peer of this gateway, or of a trusted one.
+    Known,
+    /// A peer of a gateway that is not trusted.
+    Stranger,
 }
 
 /// Keeps the numbers; cheap to clone.
@@ -51,15 +72,16 @@ pub enum Full {
 pub struct Quotas {
     store: Store,
     share: Usage,
+    /// What one gateway that is not trusted may fill.
+    stranger_share: Usage,
     ledger: Arc<Mutex<Ledger>>,
 }
 
 impl Quotas {
     /// Numbers over `store`; one sender may fill `sender_share` (0 to 1) of each limit.
     pub fn new(store: Store, sender_share: f64) -> Self {
-        let part = |limit: u64| ((limit as f64 * sender_share) as u64).clamp(1, limit);
-        let share = Usage { messages: part(MAX_MESSAGES), bytes: part(MAX_BYTES) };
-        Self { store, share, ledger: Arc::default() }
+        let stranger_share = Usage::part(sender_share.max(STRANGER_SHARE));
+        Self { store, share: Usage::part(sender_share), stranger_share, ledger: Arc::default() }
     }
 
     /// Makes room for one message of `size_bytes` from `sender` at each recipient, or at none.
@@ -76,11 +98,28 @@ impl Quotas {
         sender: &str,
         size_bytes: u64,
     ) -> sqlx::Result<Result<(), Full>> {
+        self.reserve_from(recipients, sender, size_bytes, Origin::Known).await
+    }
+
+    async fn reserve_from(
+        &self,
+        recipients: &[String],
+        sender: &str,
+        size_bytes: u64,
+        origin: Origin,
+    ) -> sqlx::Result<Result<(), Full>> {
         let now = self.store.clock.instant();
         let doubtful = self.lock().doubtful(recipients, sender, self.share, now);
         self.count(&doubtful).await?;
         let adding = Usage { messages: 1, bytes: size_bytes };
-        let full = match self.lock().reserve(recipients, sender, adding, self.share, now) {
+        let reserve = || {
+            let mut ledger = self.lock();
+            if origin == Origin::Stranger {
+                ledger.check_stranger(recipients, sender, adding, self.stranger_share)?;
+            }
+            ledger.reserve(recipients, sender, adding, self.share, now)
+        };
+        let full = match reserve() {
             Ok(()) => return Ok(Ok(())),
             Err(full) => full,
         };
@@ -88,10 +127,10 @@ impl Quotas {
             return Ok(Err(full));
         }
         self.count(&[full.recipient().to_owned()]).await?;
-        Ok(self.lock().reserve(recipients, sender, adding, self.share, now))
+        Ok(reserve())
     }
 
-    /// As [`reserve`](Self::reserve), for one recipient.
+    /// As [`reserve`](Self::reserve), for one recipient and a sender from elsewhere.
     ///
     /// # Errors
     ///
@@ -101,8 +140,14 @@ impl Quotas {
         recipient: &str,
         sender: &str,
         size_bytes: u64,
+        origin: Origin,
     ) -> sqlx::Result<Result<(), Full>> {
-        self.reserve(&[recipient.to_owned()], sender, size_bytes).await
+        self.reserve_from(&[recipient.to_owned()], sender, size_bytes, origin).await
+    }
+
+    /// Forgets what waits for `recipients`, as it was moved between them; it is counted at need.
+    pub fn recount(&self, recipients: &[String]) {
+        self.lock().forget(recipients);
     }
 
     /// Gives back the room of `messages` messages of together `bytes`; where that is 0, because it is
@@ -139,7 +184,9 @@ impl Quotas {
 impl Full {
     fn recipient(&self) -> &str {
         match self {
-            Self::Recipient { recipient } | Self::Share { recipient, .. } => recipient,
+            Self::Recipient { recipient }
+            | Self::Share { recipient, .. }
+            | Self::Strangers { recipient } => recipient,
         }
     }
 }
@@ -192,6 +239,12 @@ struct Usage {
 impl Usage {
     const LIMIT: Self = Self { messages: MAX_MESSAGES, bytes: MAX_BYTES };
 
+    /// A share of the limit, from 0 to 1.
+    fn part(share: f64) -> Self {
+        let part = |limit: u64| ((limit as f64 * share) as u64).clamp(1, limit);
+        Self { messages: part(MAX_MESSAGES), bytes: part(MAX_BYTES) }
+    }
+
     fn fits(self, adding: Self, limit: Self) -> bool {
         self.messages + adding.messages <= limit.messages
             && self.bytes + adding.bytes <= limit.bytes
@@ -211,6 +264,13 @@ impl Usage {
         Self { bytes, ..removed }
     }
 
+    fn apply(&mut self, change: Change) {
+        match change {
+            Change::Added(added) => self.add(added),
+            Change::Removed(removed) => self.subtract(removed),
+        }
+    }
+
     fn add(&mut self, other: Self) {
         self.messages = self.messages.saturating_add(other.messages);
         self.bytes = self.bytes.saturating_add(other.bytes);
@@ -227,6 +287,9 @@ impl Usage {
 struct Account {
     total: Usage,
     senders: HashMap<Box<str>, Usage>,
+    /// Of the senders that have one, by gateway; and all of these.
+    gateways: HashMap<Box<str>, Usage>,
+    elsewhere: Usage,
     /// `None` until it was first counted.
     counted_at: Option<Instant>,
     /// What came and went while it is being counted; the count does not have it.
@@ -249,19 +312,22 @@ impl Account {
             Some(usage) => usage,
             None => self.senders.entry(sender.into()).or_default(),
         };
-        match change {
-            Change::Added(added) => {
-                usage.add(added);
-                self.total.add(added);
-            }
-            Change::Removed(removed) => {
-                let removed = usage.estimate(removed);
-                usage.subtract(removed);
-                self.total.subtract(removed);
-            }
-        }
+        let change = match change {
+            Change::Added(_) => change,
+            Change::Removed(removed) => Change::Removed(usage.estimate(removed)),
+        };
+        usage.apply(change);
         if usage.messages == 0 {
             self.senders.remove(sender);
+        }
+        self.total.apply(change);
+        if let Some((_, gateway)) = sender.split_once('@') {
+            self.elsewhere.apply(change);
+            let usage = self.gateways.entry(gateway.into()).or_default();
+            usage.apply(change);
+            if usage.messages == 0 {
+                self.gateways.remove(gateway);
+            }
         }
     }
 
@@ -333,6 +399,37 @@ impl Ledger {
         Ok(())
     }
 
+    /// Whether a message of a gateway that is not trusted would fit into what those may fill.
+    fn check_stranger(
+        &self,
+        recipients: &[String],
+        sender: &str,
+        adding: Usage,
+        share: Usage,
+    ) -> Result<(), Full> {
+        let gateway = sender.split_once('@').map_or("", |(_, gateway)| gateway);
+        let elsewhere = Usage::part(ELSEWHERE_SHARE);
+        for recipient in recipients {
+            let Some(account) = self.accounts.get(recipient.as_str()) else { continue };
+            let own = account.gateways.get(gateway).copied().unwrap_or_default();
+            if !(own.fits(adding, share) && account.elsewhere.fits(adding, elsewhere)) {
+                return Err(Full::Strangers { recipient: recipient.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    /// What is being counted at this moment stays: the count ends it.
+    fn forget(&mut self, recipients: &[String]) {
+        for recipient in recipients {
+            match self.accounts.get_mut(recipient.as_str()) {
+                Some(account) if account.meanwhile.is_some() => account.counted_at = None,
+                Some(_) => drop(self.accounts.remove(recipient.as_str())),
+                None => {}
+            }
+        }
+    }
+
     fn release(&mut self, recipient: &str, sender: &str, usage: Usage) {
         if let Some(account) = self.accounts.get_mut(recipient) {
             account.apply(sender, Change::Removed(usage));
@@ -367,7 +464,9 @@ impl Ledger {
             let account = self.account(recipient);
             meanwhile.push((*recipient, account.meanwhile.take().unwrap_or_default()));
             account.senders.clear();
+            account.gateways.clear();
             account.total = Usage::default();
+            account.elsewhere = Usage::default();
             account.counted_at = Some(now);
         }
         for waiting in counted {
@@ -445,6 +544,30 @@ mod tests {
         assert_eq!(ledger.reserve(&names("bob"), "b", half, share, now), Ok(()));
         let full = Full::Recipient { recipient: "bob".to_owned() };
         assert_eq!(ledger.reserve(&names("bob"), "c", ONE, share, now), Err(full));
+    }
+
+    #[test]
+    fn strangers_fill_a_part_alone_and_half_together_and_leave_the_rest() {
+        let (mut ledger, now) = counted("bob");
+        let quarter = Usage::part(STRANGER_SHARE);
+        let share = Usage::LIMIT;
+        let mut fill = |sender: &str, messages: u64| {
+            let adding = Usage { messages, bytes: 0 };
+            ledger.check_stranger(&names("bob"), sender, adding, quarter)?;
+            ledger.reserve(&names("bob"), sender, adding, share, now)
+        };
+        let full = Err(Full::Strangers { recipient: "bob".to_owned() });
+        assert_eq!(fill("m1@first", 20_000), Ok(()));
+        assert_eq!(fill("m2@first", 5_000), Ok(()));
+        assert_eq!(fill("m3@first", 1), full);
+        assert_eq!(fill("m@second", 25_000), Ok(()));
+        assert_eq!(fill("m@third", 1), full);
+        ledger.release("bob", "m@second", ONE);
+        let adding = Usage { messages: 50_001, bytes: 0 };
+        assert_eq!(ledger.reserve(&names("bob"), "alice", adding, share, now), Ok(()));
+        ledger.check_stranger(&names("bob"), "m@third", ONE, quarter).unwrap();
+        ledger.forget(&names("bob"));
+        assert!(!ledger.accounts.contains_key("bob"));
     }
 
     #[test]

@@ -32,6 +32,10 @@ pub const ATTEMPTS_TOTAL: &str = "fieldpost_attempts_total";
 pub const RECEIPTS_SENT_TOTAL: &str = "fieldpost_receipts_sent_total";
 /// What came over transports, by `transport` and `outcome`.
 pub const ENVELOPES_RECEIVED_TOTAL: &str = "fieldpost_envelopes_received_total";
+/// Rosters of other gateways that came, by `transport` and `outcome`.
+pub const ROSTERS_RECEIVED_TOTAL: &str = "fieldpost_rosters_received_total";
+/// Peers in our own roster.
+pub const ROSTER_PEERS: &str = "fieldpost_roster_peers";
 /// Deliveries that ended because their time was over.
 pub const DELIVERIES_EXPIRED_TOTAL: &str = "fieldpost_deliveries_expired_total";
 /// Rows that wait, by `queue`, counted up to 100 000.
@@ -112,6 +116,8 @@ fn describe() {
     describe_counter!(ATTEMPTS_TOTAL, Unit::Count, "Attempts to send a message elsewhere");
     describe_counter!(RECEIPTS_SENT_TOTAL, Unit::Count, "Receipts handed to transports");
     describe_counter!(ENVELOPES_RECEIVED_TOTAL, Unit::Count, "What came over transports");
+    describe_counter!(ROSTERS_RECEIVED_TOTAL, Unit::Count, "Rosters of other gateways that came");
+    describe_gauge!(ROSTER_PEERS, Unit::Count, "Peers in our own roster");
     describe_counter!(DELIVERIES_EXPIRED_TOTAL, Unit::Count, "Deliveries whose time was over");
     describe_gauge!(QUEUE_ROWS, Unit::Count, "Rows that wait, by queue, counted up to 100 000");
     describe_gauge!(CONNECTED_PEERS, Unit::Count, "Peers with at least one open socket");

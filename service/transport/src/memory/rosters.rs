@@ -111,6 +111,11 @@ impl MemoryTransport {
         medium.wake_for_rosters();
     }
 
+    pub(super) fn tell_again(&self, gateway: GatewayId) {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).remove(&gateway);
+        self.network.lock().wake_for_rosters();
+    }
+
     pub(super) async fn next_roster(&self) -> Option<HeardRoster> {
         loop {
             let changed = {

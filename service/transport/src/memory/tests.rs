@@ -47,6 +47,8 @@ async fn everybody_in_reach_is_told_the_newest_roster_once() {
     a.publish(&roster(1, 3, None), Some(&delta));
     assert_eq!(b.receive_roster().await, Some(told(&delta)));
     no_roster_comes(&b).await;
+    b.roster_missed(id(1));
+    assert_eq!(b.receive_roster().await, Some(told(&roster(1, 3, None))));
     // Whoever comes later is told the whole, and so is who missed one.
     let c = network.join(id(3), MemoryOptions::default());
     assert_eq!(c.receive_roster().await, Some(told(&roster(1, 3, None))));

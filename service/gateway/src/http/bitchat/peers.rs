@@ -6,7 +6,7 @@ use axum::{
     http::StatusCode,
 };
 use chrono::TimeDelta;
-use fieldpost_envelope::PeerId;
+use fieldpost_envelope::{GatewayId, PeerAddress, PeerId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -23,7 +23,7 @@ use crate::{
         peers::{MAX_DISPLAY_NAME, MAX_ON_AIR, MAX_PUBLIC_KEY, default_audience, register_peer},
     },
     presence,
-    store::{NewPeer, Peer, PeerDefaults, PeerSettings},
+    store::{MAX_LISTED, NewPeer, Peer, PeerDefaults, PeerSettings, RemotePeer},
 };
 
 /// Registering counts as being online for so long, as in the original's P2P layer.
@@ -79,6 +79,10 @@ pub(super) async fn register(
 }
 
 /// List peers, the last seen first.
+///
+/// A peer of another gateway is written `peer@gateway` and has `gateway`, the `transports` that reach
+/// it now, `heard_at`, when its gateway told of it, and `trusted`. It counts as last seen when its
+/// gateway told of it, and is never online, as nobody says so.
 #[utoipa::path(
     get,
     path = "/api/bitchat/peers",
@@ -92,6 +96,15 @@ pub(super) async fn register(
             "display_name": "Alice", "last_seen": "2026-11-23T09:00:00.000000+00:00",
             "is_online": true, "trust_score": 0.5, "messages_sent": 0, "messages_received": 0,
             "created_at": "2026-11-23T09:00:00.000000+00:00"
+        }, {
+            "id": "5f2b8f0a-6a43-5a43-9f0b-7a5b1f1f5a10",
+            "peer_id": "bob@aebagbafaydqqcikbmga2dqpcaireeyuculbogazdinryhi6d4qa",
+            "public_key": "", "display_name": null,
+            "last_seen": "2026-11-23T08:59:00.000000+00:00",
+            "is_online": false, "trust_score": 0.5, "messages_sent": 0, "messages_received": 0,
+            "created_at": "2026-11-23T08:00:00.000000+00:00",
+            "gateway": "aebagbafaydqqcikbmga2dqpcaireeyuculbogazdinryhi6d4qa",
+            "transports": ["mesh"], "heard_at": "2026-11-23T08:59:00.000000+00:00", "trusted": true
         }])),
         (status = "4XX", description = "The list cannot be given", body = Detail),
         (status = "5XX", description = "The gateway failed", body = Detail),
@@ -108,16 +121,24 @@ pub(super) async fn list(
         None => false,
     };
     let peers = gateway.store.list_peers_last_seen_first(viewer.as_ref(), online_only).await?;
-    Ok(axum::Json(peers.into_iter().map(BitchatPeer::from).collect()))
+    let mut peers: Vec<BitchatPeer> = peers.into_iter().map(BitchatPeer::from).collect();
+    let room = MAX_LISTED - peers.len() as i64;
+    if room > 0 && !online_only {
+        let others = gateway.store.list_remote_peers_last_heard_first(room).await?;
+        peers.extend(others.into_iter().map(|peer| BitchatPeer::elsewhere(&gateway, peer)));
+        // Times of one form are in the order of their text.
+        peers.sort_by(|a, b| b.last_seen.cmp(&a.last_seen));
+    }
+    Ok(axum::Json(peers))
 }
 
-/// Show a peer.
+/// Show a peer, or `peer@gateway` if that gateway lists it.
 #[utoipa::path(
     get,
     path = "/api/bitchat/peers/{peer_id}",
     operation_id = "bitchatGetPeer",
     tag = "bitchat",
-    params(("peer_id" = String, Path, description = "The peer", min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$", example = "alice")),
+    params(("peer_id" = String, Path, description = "The peer", min_length = 1, max_length = 181, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(@[a-z2-7]{51}[aq])?$", example = "alice")),
     responses(
         (status = 200, description = "The peer", body = BitchatPeer, example = json!({
             "id": "2f0c7d1e-9a52-4b5c-8f61-3d7e0a9b4c21", "peer_id": "alice",
@@ -136,9 +157,24 @@ pub(super) async fn show(
     Path(peer_id): Path<String>,
 ) -> Result<axum::Json<BitchatPeer>, ApiError> {
     let viewer = super::viewer(&caller)?;
-    let peer = super::known_peer(&peer_id)?;
-    let peer = gateway.store.peer(&peer, viewer.as_ref()).await?;
-    peer.map(|peer| axum::Json(peer.into())).ok_or_else(|| super::no_such_peer(&peer_id))
+    // A name that no peer can have names no peer.
+    let address = peer_id.parse::<PeerAddress>().map_err(|_| super::no_such_peer(&peer_id))?;
+    let PeerAddress { peer, gateway: home } =
+        address.seen_from(gateway.store.identity()?.gateway_id);
+    let peer = match home {
+        Some(home) => elsewhere(&gateway, &peer, home).await?,
+        None => gateway.store.peer(&peer, viewer.as_ref()).await?.map(BitchatPeer::from),
+    };
+    peer.map(axum::Json).ok_or_else(|| super::no_such_peer(&peer_id))
+}
+
+async fn elsewhere(
+    gateway: &Gateway,
+    peer: &PeerId,
+    home: GatewayId,
+) -> Result<Option<BitchatPeer>, ApiError> {
+    let peer = gateway.store.remote_peer(peer, home).await?;
+    Ok(peer.map(|peer| BitchatPeer::elsewhere(gateway, peer)))
 }
 
 /// State whether a peer is online.
@@ -313,9 +349,9 @@ pub(super) struct BitchatStatusSet {
 pub(super) struct BitchatPeer {
     /// Its row.
     id: Uuid,
-    /// Its name.
+    /// Its name; `peer@gateway` for a peer of another gateway.
     peer_id: String,
-    /// The key that it registered.
+    /// The key that it registered; empty for a peer of another gateway.
     public_key: String,
     /// A name for people.
     #[schema(required)]
@@ -333,9 +369,45 @@ pub(super) struct BitchatPeer {
     /// Messages accepted for it.
     #[schema(minimum = 0)]
     messages_received: i64,
-    /// When it first registered.
+    /// When it first registered, or was first listed by its gateway.
     #[schema(format = DateTime)]
     created_at: String,
+    /// Its gateway, if that is another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gateway: Option<String>,
+    /// The transports that reach that gateway now; of another gateway's peer alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transports: Option<Vec<String>>,
+    /// When that gateway last told who is there; of another gateway's peer alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
+    heard_at: Option<String>,
+    /// Whether the bare name may lead there; of another gateway's peer alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trusted: Option<bool>,
+}
+
+impl BitchatPeer {
+    fn elsewhere(gateway: &Gateway, peer: RemotePeer) -> Self {
+        let peer_id = peer.address().to_string();
+        let heard_at = mirrored_time(peer.home.heard_at);
+        Self {
+            id: Uuid::new_v5(&Uuid::NAMESPACE_OID, peer_id.as_bytes()),
+            peer_id,
+            public_key: String::new(),
+            display_name: peer.display_name,
+            last_seen: heard_at.clone(),
+            is_online: false,
+            trust_score: TRUST_SCORE,
+            messages_sent: 0,
+            messages_received: 0,
+            created_at: mirrored_time(peer.listed_at),
+            gateway: Some(peer.home.gateway.to_string()),
+            transports: Some(peer.transports),
+            heard_at: Some(heard_at),
+            trusted: Some(peer.home.is_trusted(gateway.rosters.trust())),
+        }
+    }
 }
 
 impl From<Peer> for BitchatPeer {
@@ -351,6 +423,10 @@ impl From<Peer> for BitchatPeer {
             messages_sent: peer.messages_sent,
             messages_received: peer.messages_received,
             created_at: mirrored_time(peer.created_at),
+            gateway: None,
+            transports: None,
+            heard_at: None,
+            trusted: None,
         }
     }
 }

@@ -116,7 +116,7 @@ async fn accept(
     let content = body.into_content(ttl);
     let draft = Draft {
         id: None,
-        to: to.clone(),
+        to,
         content: content.clone(),
         ttl,
         priority: Priority::Normal,
@@ -129,7 +129,7 @@ async fn accept(
     let message = Message {
         id: submitted.id,
         sender: PeerAddress::local(sender.clone()),
-        to: seen_here(gateway, to)?,
+        to: submitted.to,
         content,
         expires_at: submitted.expires_at,
         priority: Priority::Normal,
@@ -138,16 +138,6 @@ async fn accept(
     };
     let message = BitchatMessage::new(message, submitted.accepted_at, MessageStatus::Pending, None);
     Ok((StatusCode::CREATED, axum::Json(message)))
-}
-
-/// As history shows it: this gateway's own peers without its name.
-fn seen_here(gateway: &Gateway, to: Recipient) -> Result<Recipient, ApiError> {
-    Ok(match to {
-        Recipient::Peer(address) => {
-            Recipient::Peer(address.seen_from(gateway.store.identity()?.gateway_id))
-        }
-        other @ (Recipient::Group { .. } | Recipient::Broadcast) => other,
-    })
 }
 
 /// The one target that a message has.

@@ -13,6 +13,7 @@ use super::BitchatMessage;
 use crate::{
     Gateway,
     http::{
+        addressing,
         caller::Caller,
         error::{ApiError, Detail},
         extract::{LenientJson, Path, Query},
@@ -166,6 +167,10 @@ async fn read_conversation(
         }
     };
     let [one, other] = ends;
+    let is_viewer = |end: &PeerAddress| end.gateway.is_none() && end.peer == viewer;
+    let (one, other) = if is_viewer(&one) { (one, other) } else { (other, one) };
+    // What a name led to is filed under where it was found.
+    let other = addressing::pinned(gateway, &viewer, &other).await?.unwrap_or(other);
     read(gateway, &viewer, conversation(&one, &Recipient::Peer(other)), page).await
 }
 
