@@ -83,23 +83,19 @@ const SETTLE: Duration = Duration::from_millis(20);
 
 #[cfg(target_os = "linux")]
 mod netlink {
-    use std::{
-        io,
-        os::fd::{AsRawFd, OwnedFd},
-    };
+    use std::{io, os::fd::AsRawFd};
 
     use nix::{
-        errno::Errno,
         libc,
-        sys::socket::{
-            AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv,
-            socket,
-        },
+        sys::socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket},
     };
-    use tokio::io::{Interest, unix::AsyncFd};
+    use tokio::net::UnixDatagram;
 
     /// Hears that interfaces, addresses or routes have changed.
-    pub(super) struct News(AsyncFd<OwnedFd>);
+    ///
+    /// The socket is no Unix one, but it is one of datagrams, and this is the type that reads those
+    /// without unsafe code.
+    pub(super) struct News(UnixDatagram);
 
     impl News {
         pub(super) fn subscribe() -> io::Result<Self> {
@@ -110,32 +106,24 @@ mod netlink {
                 SockProtocol::NetlinkRoute,
             )?;
             bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
-            Ok(Self(AsyncFd::new(socket)?))
+            UnixDatagram::from_std(socket.into()).map(Self)
         }
 
         /// Waits until there is something to hear. Cancel safe.
         pub(super) async fn wait(&self) -> io::Result<()> {
-            self.0.readable().await.map(|mut ready| ready.retain_ready())
+            self.0.readable().await
         }
 
         /// Takes what there is to hear; the tables say it better.
         pub(super) fn discard(&self) -> io::Result<()> {
             let mut buffer = [0; 8192];
-            let mut take = || {
-                self.0.try_io(Interest::READABLE, |socket| {
-                    match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-                        // A datagram that does not fit is cut off, which does no harm; too many at
-                        // once are dropped, which says just as well that there is news.
-                        Ok(_) | Err(Errno::ENOBUFS | Errno::EINTR) => Ok(()),
-                        Err(error) => Err(error.into()),
-                    }
-                })
-            };
             loop {
-                match take() {
-                    Ok(()) => {}
+                // A datagram that does not fit is cut off, which does no harm; too many at once are
+                // dropped, which says just as well that there is news.
+                match self.0.try_recv(&mut buffer) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                    Err(error) => return Err(error),
+                    Err(error) if error.raw_os_error() != Some(libc::ENOBUFS) => return Err(error),
+                    Ok(_) | Err(_) => {}
                 }
             }
         }
