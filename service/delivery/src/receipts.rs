@@ -34,6 +34,7 @@ pub enum Effect {
 pub fn signer_of(target: &Target) -> Option<GatewayId> {
     match target {
         Target::Remote(address) => address.gateway,
+        Target::Group { home, .. } => Some(*home),
         Target::Local(_) | Target::Broadcast(_) => None,
     }
 }
@@ -133,6 +134,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_home_of_a_group_speaks_for_the_group_and_no_other_gateway_does() {
+        let group = Target::Group { id: "hikers".parse().unwrap(), home: there() };
+        let standing = Standing { status: Sent, stored: false };
+        let ends = Effect::Ends { status: Delivered, reason: None };
+        let said = receipt(ReceiptKind::Delivered);
+        assert_eq!(effect(standing, &group, &said), Some(ends));
+        let forged = ReceiptIn { signer: GatewayId::from_bytes([8; 32]), ..said };
+        assert_eq!(effect(standing, &group, &forged), None);
     }
 
     #[test]

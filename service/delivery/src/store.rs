@@ -12,8 +12,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, Utc};
 use fieldpost_envelope::{
-    AnonymityLevel, GatewayId, LaneSeq, MessageId, MessageStatus, PeerAddress, PeerId, Priority,
-    ReceiptKind, Recipient,
+    AnonymityLevel, GatewayId, GroupId, LaneSeq, MessageId, MessageStatus, PeerAddress, PeerId,
+    Priority, ReceiptKind, Recipient,
 };
 
 /// The instants of stores, to the microsecond.
@@ -101,16 +101,27 @@ pub enum Target {
     Local(PeerId),
     /// A peer behind another gateway, or a phone.
     Remote(PeerAddress),
+    /// A group of another gateway, its home, which fans out: `delivered` means that it has.
+    Group {
+        /// The group's name at its home.
+        id: GroupId,
+        /// Where it is at home.
+        home: GatewayId,
+    },
     /// A broadcast over one transport; ends as `sent` and is never repeated.
     Broadcast(String),
 }
 
 impl Target {
-    /// How the sender sees it: a peer, `peer@gateway`, a phone, or `transport:<name>`.
+    /// How the sender sees it: a peer, `peer@gateway`, a phone, `group:<id>@<home>`, or
+    /// `transport:<name>`.
     pub fn recipient(&self) -> String {
         match self {
             Self::Local(peer) => peer.to_string(),
             Self::Remote(address) => address.to_string(),
+            Self::Group { id, home } => {
+                Recipient::Group { id: id.clone(), home: Some(*home) }.to_string()
+            }
             Self::Broadcast(transport) => format!("{TRANSPORT_PREFIX}{transport}"),
         }
     }
@@ -123,7 +134,19 @@ impl Target {
             Self::Remote(address) => Some(
                 address.gateway.map_or_else(|| address.peer.to_string(), |home| home.to_string()),
             ),
+            Self::Group { home, .. } => Some(home.to_string()),
             Self::Broadcast(_) => Some(self.recipient()),
+        }
+    }
+
+    /// The other end of the delivery's lane, for one that leaves this gateway and has a lane.
+    pub fn lane_end(&self) -> Option<Recipient> {
+        match self {
+            Self::Local(_) | Self::Broadcast(_) => None,
+            Self::Remote(address) => Some(address.clone().into()),
+            Self::Group { id, home } => {
+                Some(Recipient::Group { id: id.clone(), home: Some(*home) })
+            }
         }
     }
 }

@@ -233,7 +233,7 @@ impl Writer {
         };
         let recipients = fresh().filter_map(|target| match target {
             Target::Local(peer) => Some(peer),
-            Target::Remote(_) | Target::Broadcast(_) => None,
+            Target::Remote(_) | Target::Group { .. } | Target::Broadcast(_) => None,
         });
         self.subscribers.wake(recipients.collect::<Vec<&PeerId>>());
         if fresh().any(|target| !matches!(target, Target::Local(_))) {

@@ -208,9 +208,11 @@ impl Book {
                 let inbox = self.inboxes.entry(peer.clone()).or_default();
                 Part::Here(Here { place: inbox.enqueue(key.clone()), ..Here::default() })
             }
-            Target::Remote(address) => {
-                let lane = has_lane(message.priority, &message.to).then(|| {
-                    let lane = lane_of(message, address.clone());
+            Target::Remote(_) | Target::Group { .. } => {
+                let end = key.target.lane_end();
+                let end = end.filter(|_| has_lane(message.priority, &message.to));
+                let lane = end.map(|end| {
+                    let lane = lane_of(message, end);
                     let out = self.lanes_out.entry(lane.clone()).or_default();
                     (lane, out.join())
                 });
@@ -504,9 +506,9 @@ impl Book {
             self.owe_refusal(now, inbound, reason.clone());
             return Received::Refused(reason);
         }
-        let lane = inbound.lane_seq.map(|lane_seq| {
-            (lane_of(message, PeerAddress::local(inbound.recipient.clone())), lane_seq)
-        });
+        let lane = inbound
+            .lane_seq
+            .map(|lane_seq| (lane_of(message, inbound.recipient.clone().into()), lane_seq));
         let place = match &lane {
             None => inbox.enqueue(key.clone()),
             Some(_) => {
@@ -1116,12 +1118,8 @@ impl LaneOut {
     }
 }
 
-fn lane_of(message: &Message, recipient: PeerAddress) -> Lane {
-    Lane {
-        sender: message.sender.clone(),
-        recipient: Recipient::Peer(recipient),
-        level: message.min_anonymity,
-    }
+fn lane_of(message: &Message, recipient: Recipient) -> Lane {
+    Lane { sender: message.sender.clone(), recipient, level: message.min_anonymity }
 }
 
 fn inbound_key(lane: &Lane, id: MessageId) -> Option<Key> {

@@ -67,12 +67,9 @@ impl<S: Store> Run<'_, S> {
         }
         for index in 0..self.owed.len() {
             let owed = &self.owed[index];
-            let (Target::Remote(address), Some(envelope)) = (&owed.target, owed.envelopes.last())
-            else {
-                continue;
-            };
+            let Some(envelope) = owed.envelopes.last() else { continue };
             if let (Some(gateway), false, true) =
-                (address.gateway, owed.ended, self.rng.random_range(0..100) < 70)
+                (owed.gateway(), owed.ended, self.rng.random_range(0..100) < 70)
             {
                 let receipt = self.a_receipt(*envelope, gateway, ReceiptKind::Delivered);
                 self.settle_this(index, &receipt).await?;

@@ -7,8 +7,8 @@ use std::{
 
 use chrono::TimeDelta;
 use fieldpost_envelope::{
-    AnonymityLevel, GatewayId, LaneSeq, MessageId, MessageStatus, PeerAddress, PeerId, Priority,
-    ReceiptKind, Recipient,
+    AnonymityLevel, GatewayId, GroupId, LaneSeq, MessageId, MessageStatus, PeerAddress, PeerId,
+    Priority, ReceiptKind, Recipient,
 };
 use rand::{Rng, RngExt};
 
@@ -77,9 +77,11 @@ impl Owed {
             || (self.ended && self.status == MessageStatus::Sent)
     }
 
-    fn gateway(&self) -> Option<GatewayId> {
+    /// Whose word counts for it.
+    pub(super) fn gateway(&self) -> Option<GatewayId> {
         match &self.target {
             Target::Remote(address) => address.gateway,
+            Target::Group { home, .. } => Some(*home),
             _ => None,
         }
     }
@@ -161,7 +163,7 @@ impl<S: Store> Run<'_, S> {
         }
         let first = self.owed.len();
         for target in &submission.deliveries {
-            let is_remote = matches!(target, Target::Remote(_));
+            let is_remote = matches!(target, Target::Remote(_) | Target::Group { .. });
             self.owed.push(Owed {
                 message: self.sent.len(),
                 sender: message.sender.peer.clone(),
@@ -264,7 +266,15 @@ impl<S: Store> Run<'_, S> {
                 let to = self.any_peer();
                 (to.clone().into(), vec![Target::Local(to)])
             }
-            45..75 => {
+            45..53 => {
+                let (id, home) = any_group(&mut self.rng);
+                self.summary.count("owed to a group elsewhere");
+                (
+                    Recipient::Group { id: id.clone(), home: Some(home) },
+                    vec![Target::Group { id, home }],
+                )
+            }
+            53..75 => {
                 let to = remotes[self.rng.random_range(0..remotes.len())].clone();
                 (to.clone().into(), vec![Target::Remote(to)])
             }
@@ -971,6 +981,13 @@ fn remote_peers() -> Vec<PeerAddress> {
     let names = ["erin", "frank"];
     let pairs = gateways().into_iter().flat_map(|home| names.map(|name| (name, home)));
     pairs.map(|(name, home)| PeerAddress::remote(peer(name), home)).collect()
+}
+
+/// One of few groups, so that their lanes have several messages.
+fn any_group(rng: &mut impl Rng) -> (GroupId, GatewayId) {
+    let id = ["hikers", "climbers"][rng.random_range(0..2)];
+    let home = gateways()[rng.random_range(0..2)];
+    (id.parse().expect("the suite's own group"), home)
 }
 
 fn phone() -> PeerId {

@@ -385,9 +385,12 @@ impl RouteQuery {
         let own = gateway.store.identity()?.gateway_id;
         match to {
             Recipient::Broadcast => Ok(Target::Broadcast(ANY_TRANSPORT.to_owned())),
+            Recipient::Group { id, home: Some(home) } if home != own => {
+                Ok(Target::Group { id, home })
+            }
             Recipient::Group { .. } => Err(ApiError::invalid(
                 "query.to",
-                "to: a group has a way to each of its members; ask for one of them",
+                "to: a group of this gateway has a way to each of its members; ask for one of them",
             )),
             Recipient::Peer(address)
                 if address.gateway.is_some_and(|home| home != own) || address.peer.is_phone() =>

@@ -233,7 +233,7 @@ async fn take(
 fn local(target: &Target) -> Option<&PeerId> {
     match target {
         Target::Local(peer) => Some(peer),
-        Target::Remote(_) | Target::Broadcast(_) => None,
+        Target::Remote(_) | Target::Group { .. } | Target::Broadcast(_) => None,
     }
 }
 

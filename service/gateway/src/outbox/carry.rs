@@ -6,6 +6,7 @@ use std::{collections::VecDeque, future::Future, pin::Pin, time::Duration};
 use chrono::TimeDelta;
 use fieldpost_delivery::{
     Action, Attempt, Claim, Dispatch, Event, Next, Place, ReceiptIn, Store as _, Target, Time,
+    signer_of,
 };
 use fieldpost_envelope::{Content, Envelope, MessageStatus, Recipient, SignError, SignedEnvelope};
 use futures_util::{StreamExt, stream::FuturesUnordered};
@@ -180,9 +181,7 @@ impl<'a> Journey<'a> {
     async fn settle(&self, heard: &Heard) -> Option<Event> {
         let ReceiptIn { signer, kind, .. } = heard.receipt;
         let is_settled = receipts::settle_or_log(&self.outbox.gateway, heard).await;
-        let is_theirs = matches!(
-            &self.claim.target, Target::Remote(address) if address.gateway == Some(signer)
-        );
+        let is_theirs = signer_of(&self.claim.target) == Some(signer);
         (is_settled && is_theirs).then_some(Event::Receipt(kind))
     }
 
@@ -249,6 +248,7 @@ fn sign(outbox: &Outbox, claim: &Claim) -> sqlx::Result<Result<SignedEnvelope, S
     let recipient = match &claim.target {
         Target::Local(peer) => Recipient::from(peer.clone()),
         Target::Remote(address) => Recipient::from(address.clone()),
+        Target::Group { id, home } => Recipient::Group { id: id.clone(), home: Some(*home) },
         Target::Broadcast(_) => Recipient::Broadcast,
     };
     let to = match &message.to {

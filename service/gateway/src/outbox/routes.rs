@@ -27,6 +27,7 @@ impl Outbox {
                 (RecipientKind::Peer, message.wishes.required.as_deref())
             }
             Target::Remote(_) => (RecipientKind::Phone, message.wishes.required.as_deref()),
+            Target::Group { .. } => (RecipientKind::Group, message.wishes.required.as_deref()),
             Target::Broadcast(transport) => (RecipientKind::Broadcast, Some(transport.as_str())),
         };
         let question = Question {
@@ -84,6 +85,7 @@ pub fn preview(
         Target::Local(_) => RecipientKind::Local,
         Target::Remote(address) if address.gateway.is_some() => RecipientKind::Peer,
         Target::Remote(_) => RecipientKind::Phone,
+        Target::Group { .. } => RecipientKind::Group,
         Target::Broadcast(_) => RecipientKind::Broadcast,
     };
     let question = Question {

@@ -670,7 +670,7 @@ async fn grant_files(
             .iter()
             .filter_map(|target| match target {
                 Target::Local(peer) => Some(peer.clone()),
-                Target::Remote(_) | Target::Broadcast(_) => None,
+                Target::Remote(_) | Target::Group { .. } | Target::Broadcast(_) => None,
             })
             .collect();
         Store::grant_files(
@@ -755,20 +755,22 @@ impl Rows {
                     self.inbox_recipient.push(recipient);
                     self.inbox_message.push(self.message_id.len() as i32 + 1);
                 }
-                Target::Remote(_) | Target::Broadcast(_) => self.outbox.push(Owed {
-                    message_id: message.id.0,
-                    sender: sender.clone(),
-                    recipient,
-                    target: target.reached_through().unwrap_or_default(),
-                    accepted_at: at,
-                    conversation: filed,
-                    level: message.min_anonymity,
-                    has_lane: message.priority != Priority::Critical
-                        && matches!(target, Target::Remote(_)),
-                    priority: message.priority,
-                    size_bytes: size,
-                    expires_at: message.expires_at,
-                }),
+                Target::Remote(_) | Target::Group { .. } | Target::Broadcast(_) => {
+                    self.outbox.push(Owed {
+                        message_id: message.id.0,
+                        sender: sender.clone(),
+                        recipient,
+                        target: target.reached_through().unwrap_or_default(),
+                        accepted_at: at,
+                        conversation: filed,
+                        level: message.min_anonymity,
+                        has_lane: message.priority != Priority::Critical
+                            && target.lane_end().is_some(),
+                        priority: message.priority,
+                        size_bytes: size,
+                        expires_at: message.expires_at,
+                    })
+                }
             }
         }
         self.carries_files |= !message.content.file_ids.is_empty();
@@ -1030,6 +1032,12 @@ impl Rows {
 pub(super) fn target(recipient: &str) -> sqlx::Result<Target> {
     match recipient.strip_prefix("transport:") {
         Some(transport) => Ok(Target::Broadcast(transport.to_owned())),
-        None => words::parse(recipient).map(Target::Remote),
+        None => match words::parse(recipient)? {
+            Recipient::Peer(address) => Ok(Target::Remote(address)),
+            Recipient::Group { id, home: Some(home) } => Ok(Target::Group { id, home }),
+            Recipient::Group { home: None, .. } | Recipient::Broadcast => {
+                Err(sqlx::Error::Decode(format!("{recipient} is not elsewhere").into()))
+            }
+        },
     }
 }
