@@ -317,8 +317,11 @@ pub enum Next {
 /// A message that came from another gateway.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Inbound {
-    /// What was sent; `sender.gateway` is the signer.
+    /// What was sent; `sender.gateway` signed it.
     pub message: Message,
+    /// The home of the group that passed it on, whose lanes these are and where receipts go; `None`
+    /// if the sender's own gateway sent it.
+    pub via: Option<GatewayId>,
     /// Our peer that it is for.
     pub recipient: PeerId,
     /// When the sender's gateway accepted it.
@@ -331,6 +334,13 @@ pub struct Inbound {
     pub envelope: [u8; 32],
     /// What carried it.
     pub transport: String,
+}
+
+impl Inbound {
+    /// The gateway that sent this copy, and where receipts go.
+    pub fn signer(&self) -> Option<GatewayId> {
+        self.via.or(self.message.sender.gateway)
+    }
 }
 
 /// How an [`Inbound`] message was taken.

@@ -46,6 +46,8 @@ pub struct Shared {
     pub quotas: Quotas,
     /// Told when something new is owed elsewhere.
     pub wake_outbox: Arc<Notify>,
+    /// Told when a file is to be fetched from another gateway.
+    pub wake_files: Arc<Notify>,
     /// The ways to other gateways.
     pub transports: Vec<Arc<dyn Transport>>,
     /// How these did lately.

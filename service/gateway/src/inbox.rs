@@ -5,6 +5,9 @@
 //! an answer would only tell a stranger that somebody is here. What is understood but not taken is
 //! answered with `refused` and the reason, under the level of the message.
 
+mod files;
+pub mod groups;
+
 use std::{sync::Arc, time::Duration};
 
 use chrono::TimeDelta;
@@ -12,8 +15,7 @@ use fieldpost_delivery::{
     Content, Inbound, Message, ReceiptIn, Received, Store as _, Time, Wishes,
 };
 use fieldpost_envelope::{
-    Envelope, GatewayId, PeerAddress, PeerId, Receipt, ReceiptKind, Recipient, Said,
-    SignedEnvelope, Verified,
+    Envelope, GatewayId, PeerId, Receipt, ReceiptKind, Recipient, Said, SignedEnvelope, Verified,
 };
 use fieldpost_transport::Transport;
 use tokio::{
@@ -159,7 +161,8 @@ async fn take(
     let outcome = match said {
         Said::Receipt(receipt) => take_receipt(gateway, awaited, digest, receipt).await,
         Said::Message(envelope) => {
-            take_message(gateway, Arrival { own, signer, digest, transport }, *envelope).await
+            let arrival = Arrival { own, signer, digest, transport };
+            take_message(gateway, arrival, *envelope, bytes).await
         }
     };
     outcome.unwrap_or_else(|error| {
@@ -201,6 +204,7 @@ async fn take_message(
     gateway: &Gateway,
     arrival: Arrival,
     envelope: Envelope,
+    bytes: &[u8],
 ) -> sqlx::Result<Outcome> {
     let now = gateway.clock.now();
     if Time::from(envelope.expires_at) <= now {
@@ -210,15 +214,18 @@ async fn take_message(
         Recipient::Broadcast => take_broadcast(gateway, arrival, envelope).await,
         Recipient::Peer(address) if address.gateway == Some(arrival.own) => {
             let recipient = address.peer.clone();
-            if envelope.sender.gateway != Some(arrival.signer) {
-                let reason = "this gateway takes no messages of groups elsewhere yet";
-                return refuse(gateway, arrival, &envelope, reason).await;
+            if let Recipient::Group { id, .. } = &envelope.to {
+                return groups::take_for_member(gateway, arrival, &envelope, recipient, id).await;
             }
-            take_for(gateway, arrival, &envelope, recipient).await
+            let outcome = take_for(gateway, arrival, &envelope, recipient.clone()).await?;
+            let asks = envelope.content.message_type.as_deref() == Some(groups::GROUP_INVITE);
+            if asks && outcome == Outcome::Stored {
+                groups::remember_invitation(gateway, arrival, &envelope, &recipient).await?;
+            }
+            Ok(outcome)
         }
-        Recipient::Group { home, .. } if *home == Some(arrival.own) => {
-            let reason = "the groups of this gateway take no messages from elsewhere yet";
-            refuse(gateway, arrival, &envelope, reason).await
+        Recipient::Group { id, home } if *home == Some(arrival.own) => {
+            groups::take_for_group(gateway, arrival, &envelope, id, bytes).await
         }
         Recipient::Peer(_) | Recipient::Group { .. } => Ok(Outcome::Misdirected),
     }
@@ -275,7 +282,11 @@ async fn store(
     envelope: &Envelope,
     recipient: PeerId,
 ) -> sqlx::Result<Taken> {
-    let inbound = inbound(arrival, envelope, recipient);
+    let files = match files::taken_up(gateway, arrival, envelope).await? {
+        Ok(files) => files,
+        Err(reason) => return Ok(Taken::Refused(reason)),
+    };
+    let inbound = inbound(arrival, envelope, recipient, files.ids());
     let recipient = &inbound.recipient;
     let (name, sender) = (recipient.to_string(), inbound.message.sender.to_string());
     let size = inbound.message.content.bytes.len() as u64;
@@ -290,7 +301,11 @@ async fn store(
         tracing::debug!(%full, "a message from elsewhere found no room");
         return Ok(Taken::Refused("the recipient's storage is full".to_owned()));
     }
+    files.grant(gateway, envelope, recipient).await?;
     let received = receive(gateway, &inbound).await;
+    if matches!(received, Ok(Received::Refused(_))) {
+        gateway.store.forget_reader(&files.remote, recipient).await?;
+    }
     if !matches!(received, Ok(Received::Stored { .. })) {
         gateway.quotas.release(&name, &sender, 1, size);
     }
@@ -323,7 +338,12 @@ async fn receive(gateway: &Gateway, inbound: &Inbound) -> sqlx::Result<Received>
     }
 }
 
-fn inbound(arrival: Arrival, envelope: &Envelope, recipient: PeerId) -> Inbound {
+fn inbound(
+    arrival: Arrival,
+    envelope: &Envelope,
+    recipient: PeerId,
+    file_ids: Vec<String>,
+) -> Inbound {
     let content = &envelope.content;
     let to = match &envelope.to {
         Recipient::Peer(address) => Recipient::Peer(address.clone().seen_from(arrival.own)),
@@ -332,7 +352,7 @@ fn inbound(arrival: Arrival, envelope: &Envelope, recipient: PeerId) -> Inbound 
     Inbound {
         message: Message {
             id: envelope.message_id,
-            sender: PeerAddress::remote(envelope.sender.peer.clone(), arrival.signer),
+            sender: envelope.sender.clone(),
             to,
             content: Content {
                 bytes: content.bytes.clone(),
@@ -340,7 +360,7 @@ fn inbound(arrival: Arrival, envelope: &Envelope, recipient: PeerId) -> Inbound 
                 content_type: content.content_type.clone(),
                 message_type: content.message_type.clone(),
                 metadata: content.metadata.clone(),
-                file_ids: content.file_ids.clone(),
+                file_ids,
                 labels: content.labels.clone(),
             },
             expires_at: envelope.expires_at.into(),
@@ -348,6 +368,7 @@ fn inbound(arrival: Arrival, envelope: &Envelope, recipient: PeerId) -> Inbound 
             min_anonymity: envelope.level,
             wishes: Wishes::default(),
         },
+        via: (envelope.sender.gateway != Some(arrival.signer)).then_some(arrival.signer),
         recipient,
         sent_at: envelope.sent_at.into(),
         lane_seq: envelope.lane_seq,

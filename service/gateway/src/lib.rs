@@ -14,6 +14,7 @@ pub mod connectivity;
 pub mod database;
 pub mod doctor;
 pub mod embedded;
+pub mod fetch;
 pub mod gateway;
 pub mod http;
 pub mod inbox;

@@ -31,6 +31,7 @@ use crate::{
     connectivity,
     database::{Database, Keeper, Unusable},
     embedded::EmbeddedPostgres,
+    fetch::{self, ServedFiles},
     http::{self, limits::Limits},
     inbox,
     outbox::{self, Awaited, Learned},
@@ -159,6 +160,7 @@ pub async fn start(config: Config, connect: Option<Connect>) -> anyhow::Result<R
         limits,
         quotas: Quotas::new(store.clone(), config.sender_share),
         wake_outbox: Arc::default(),
+        wake_files: Arc::default(),
         transports,
         learned: Learned::default(),
         connectivity,
@@ -272,7 +274,9 @@ fn spawn_workers(workers: &mut Workers, gateway: &Gateway, writers: accept::Writ
     workers.spawn("outbox", outbox::run(gateway.clone(), awaited.clone(), stop.clone()));
     workers.spawn("roster", workers.until_stop(rosters::tell(gateway.clone())));
     workers.spawn("names", workers.until_stop(rosters::lead_on(gateway.clone())));
+    workers.spawn("fetching", fetch::run(gateway.clone(), stop.clone()));
     for transport in &gateway.transports {
+        transport.serve_files(Arc::new(ServedFiles::new(store.clone(), transport)));
         workers.spawn("rosters", rosters::listen(gateway.clone(), transport.clone(), stop.clone()));
         workers.spawn(
             "inbox",

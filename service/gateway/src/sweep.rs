@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::time::{sleep, timeout};
 
-use crate::{Gateway, subscribers, telemetry::metrics as names};
+use crate::{Gateway, inbox, subscribers, telemetry::metrics as names};
 
 /// How long one turn of a chore may take; what is left is done at the next.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -118,6 +118,7 @@ impl Chore {
             Self::ForgetNames => forget_names(gateway, now).await,
             Self::DropFiles => {
                 gateway.store.expire_files(now - FILES_KEPT).await?;
+                gateway.store.forget_remote_files(now - FILES_KEPT).await?;
                 gateway.store.sweep_abandoned_files(now).await.map(drop)
             }
         }
@@ -137,9 +138,16 @@ async fn expire(gateway: &Gateway) -> sqlx::Result<()> {
 
 async fn release(gateway: &Gateway) -> sqlx::Result<()> {
     loop {
-        let grown = gateway.store.release_held(gateway.clock.now(), BATCH).await?;
+        let now = gateway.clock.now();
+        let grown = gateway.store.release_held(now, BATCH).await?;
         gateway.subscribers.wake(&grown);
-        if grown.is_empty() {
+        let for_groups = gateway.store.release_for_groups(now, BATCH as i64).await?;
+        if let Some(received) = &for_groups {
+            inbox::groups::announce(gateway, received);
+            // A refusal is owed elsewhere, too.
+            gateway.wake_outbox.notify_one();
+        }
+        if grown.is_empty() && for_groups.is_none() {
             return Ok(());
         }
     }
@@ -179,5 +187,6 @@ async fn drop_days(gateway: &Gateway, now: DateTime<Utc>) -> sqlx::Result<()> {
 
 async fn forget_names(gateway: &Gateway, now: DateTime<Utc>) -> sqlx::Result<()> {
     while gateway.store.forget_keys(now - REMEMBERED, NAMES).await? > 0 {}
-    Ok(())
+    while gateway.store.forget_group_words(now, now - REMEMBERED, NAMES).await? > 0 {}
+    gateway.store.settle_remote_groups(now).await.map(drop)
 }

@@ -8,10 +8,12 @@
 //! It exists for tests and the demo and is never among `--transports`. What it does not do: relay
 //! over a third gateway, or remember anything across processes.
 
+mod files;
 mod rosters;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -29,7 +31,9 @@ use tokio::{
 };
 
 use self::rosters::{Rosters, Told};
-use crate::{Capabilities, HeardRoster, SendError, Status, Transport};
+use crate::{
+    Capabilities, FileError, FileFetch, FileSource, HeardRoster, SendError, Status, Transport,
+};
 
 /// How long [`MemoryTransport::shutdown`](Transport::shutdown) waits for what is under way.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
@@ -52,7 +56,6 @@ struct Medium {
     lost: u64,
 }
 
-#[derive(Debug)]
 struct End {
     /// Tells one joining of a gateway from the next.
     number: u64,
@@ -60,6 +63,7 @@ struct End {
     hears_broadcasts: bool,
     name: &'static str,
     inbox: mpsc::Sender<Vec<u8>>,
+    files: Option<Arc<dyn FileSource>>,
     reachable: watch::Sender<Arc<BTreeSet<String>>>,
     rosters: Rosters,
 }
@@ -77,6 +81,8 @@ pub struct Faults {
     pub duplication: f64,
     /// How long an envelope takes: evenly spread between the two.
     pub delay: (Duration, Duration),
+    /// After how many bytes the transfer of a file breaks off, each time anew.
+    pub files_break_after: Option<u64>,
 }
 
 impl Faults {
@@ -87,6 +93,7 @@ impl Faults {
         loss: 0.0,
         duplication: 0.0,
         delay: (Duration::ZERO, Duration::ZERO),
+        files_break_after: None,
     };
     /// A partition that both sides notice.
     pub const CUT: Self = Self { cut: true, ..Self::NONE };
@@ -209,6 +216,7 @@ impl MemoryNetwork {
             hears_broadcasts: options.capabilities.supports_broadcast,
             name: options.name,
             inbox,
+            files: None,
             reachable,
             rosters: Rosters::new(options.is_nearby),
         };
@@ -443,6 +451,15 @@ impl MemoryTransport {
     }
 }
 
+impl fmt::Debug for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("End")
+            .field("number", &self.number)
+            .field("is_up", &self.is_up)
+            .finish_non_exhaustive()
+    }
+}
+
 #[async_trait]
 impl Transport for MemoryTransport {
     fn name(&self) -> &'static str {
@@ -512,6 +529,19 @@ impl Transport for MemoryTransport {
 
     fn roster_missed(&self, gateway: GatewayId) {
         self.tell_again(gateway);
+    }
+
+    fn serve_files(&self, source: Arc<dyn FileSource>) {
+        self.serve(source);
+    }
+
+    async fn fetch_file(
+        &self,
+        gateway: GatewayId,
+        file: &str,
+        from: u64,
+    ) -> Result<FileFetch, FileError> {
+        self.fetch(gateway, file, from).await
     }
 
     fn status(&self) -> Status {

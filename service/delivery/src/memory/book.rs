@@ -28,7 +28,7 @@ pub(super) struct Book {
     /// Which deliveries of that id a peer has been shown.
     shown: HashMap<(PeerId, MessageId), BTreeSet<Key>>,
     lanes_out: HashMap<Lane, LaneOut>,
-    lanes_in: HashMap<Lane, LaneIn>,
+    lanes_in: HashMap<InLane, LaneIn>,
     envelopes: HashMap<[u8; 32], Key>,
     receipts: BTreeMap<([u8; 32], &'static str), ReceiptOwed>,
 
@@ -39,6 +39,9 @@ pub(super) struct Book {
     releases: BTreeSet<(Time, Key)>,
     ages: BTreeSet<(Time, Key)>,
 }
+
+/// A lane, and the gateway that counts it for another.
+type InLane = (Lane, Option<GatewayId>);
 
 type Name = (PeerAddress, MessageId);
 
@@ -103,7 +106,7 @@ enum Place {
 struct Arrival {
     gateway: Option<GatewayId>,
     envelope: [u8; 32],
-    lane: Option<(Lane, LaneSeq)>,
+    lane: Option<(InLane, LaneSeq)>,
 }
 
 /// A delivery to elsewhere.
@@ -506,9 +509,9 @@ impl Book {
             self.owe_refusal(now, inbound, reason.clone());
             return Received::Refused(reason);
         }
-        let lane = inbound
-            .lane_seq
-            .map(|lane_seq| (lane_of(message, inbound.recipient.clone().into()), lane_seq));
+        let lane = inbound.lane_seq.map(|lane_seq| {
+            ((lane_of(message, inbound.recipient.clone().into()), inbound.via), lane_seq)
+        });
         let place = match &lane {
             None => inbox.enqueue(key.clone()),
             Some(_) => {
@@ -516,11 +519,8 @@ impl Book {
                 Place::Held(later(now, order_wait))
             }
         };
-        let arrival = Arrival {
-            gateway: message.sender.gateway,
-            envelope: inbound.envelope,
-            lane: lane.clone(),
-        };
+        let arrival =
+            Arrival { gateway: inbound.signer(), envelope: inbound.envelope, lane: lane.clone() };
         let here = Here { place, arrival: Some(arrival), ..Here::default() };
         let accepted_at = now.trunc_subsecs(6);
         self.insert(
@@ -556,7 +556,7 @@ impl Book {
         }
     }
 
-    fn arrive(&mut self, lane: &Lane, lane_seq: LaneSeq, after: Option<LaneSeq>, id: MessageId) {
+    fn arrive(&mut self, lane: &InLane, lane_seq: LaneSeq, after: Option<LaneSeq>, id: MessageId) {
         let known = self.lanes_in.entry(lane.clone()).or_default();
         pass_over(&mut known.held, lane_seq, after);
         let after = known_after(&known.held, lane_seq, after);
@@ -565,11 +565,11 @@ impl Book {
     }
 
     /// Shows what may be shown; true when there was anything.
-    fn release(&mut self, lane: &Lane, due: Option<LaneSeq>) -> bool {
+    fn release(&mut self, lane: &InLane, due: Option<LaneSeq>) -> bool {
         let Some(known) = self.lanes_in.get_mut(lane) else { return false };
         let released = release(&mut known.last_shown, &mut known.held, due);
         for out in &released {
-            let Some(key) = inbound_key(lane, out.id) else { continue };
+            let Some(key) = inbound_key(&lane.0, out.id) else { continue };
             self.unhold(&key);
             let Target::Local(peer) = &key.target else { continue };
             let inbox = self.inboxes.entry(peer.clone()).or_default();
@@ -619,7 +619,7 @@ impl Book {
         peers
     }
 
-    fn lane_in(&self, key: &Key) -> Option<(Lane, LaneSeq)> {
+    fn lane_in(&self, key: &Key) -> Option<(InLane, LaneSeq)> {
         let Part::Here(here) = &self.deliveries.get(key)?.part else { return None };
         here.arrival.as_ref()?.lane.clone()
     }
@@ -944,7 +944,7 @@ impl Book {
 
     /// What waited for a message that ended while it was held itself waits for what that one
     /// waited for.
-    fn pass_over_ended(&mut self, lane: &Lane, id: MessageId) {
+    fn pass_over_ended(&mut self, lane: &InLane, id: MessageId) {
         let Some(known) = self.lanes_in.get_mut(lane) else { return };
         let Some(index) = known.held.iter().position(|held| held.id == id) else { return };
         let ended = known.held.swap_remove(index);
@@ -968,7 +968,7 @@ impl Book {
     }
 
     fn owe_refusal(&mut self, now: Time, inbound: &Inbound, reason: String) {
-        let Some(gateway) = inbound.message.sender.gateway else { return };
+        let Some(gateway) = inbound.signer() else { return };
         self.owe(
             now,
             ReceiptOut {

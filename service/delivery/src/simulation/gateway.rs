@@ -480,6 +480,7 @@ impl World {
         message.sender = message.sender.qualified(self.nodes[from].id);
         message.to = address.peer.clone().into();
         Inbound {
+            via: None,
             recipient: address.peer.clone(),
             sent_at: claim.accepted_at,
             lane_seq: claim.lane_seq,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use fieldpost_envelope::{
-    AnonymityLevel, LaneSeq, MessageStatus, PeerAddress, PeerId, Priority, ReceiptKind,
+    AnonymityLevel, GatewayId, LaneSeq, MessageStatus, PeerAddress, PeerId, Priority, ReceiptKind,
 };
 use rand::RngExt;
 
@@ -14,6 +14,8 @@ use crate::{Inbound, InboxEntry, Message, ReceiptOut, Received, Store, Time, Wis
 /// A lane as its sender's gateway keeps it.
 pub(super) struct RemoteLane {
     sender: PeerAddress,
+    /// The home of a group that passes them on.
+    via: Option<GatewayId>,
     recipient: PeerId,
     level: AnonymityLevel,
     written: Vec<Written>,
@@ -29,6 +31,8 @@ struct Written {
 /// A message that came.
 pub(super) struct Came {
     pub(super) message: Message,
+    /// Where receipts go.
+    signer: Option<GatewayId>,
     recipient: PeerId,
     /// Its lane, as an index, and its place there.
     lane: Option<(usize, LaneSeq)>,
@@ -74,6 +78,7 @@ impl<S: Store> Run<'_, S> {
         let order_wait = Duration::from_secs(self.rng.random_range(5..120));
         let inbound = Inbound {
             message: message.clone(),
+            via: lane.and_then(|(lane, _)| self.lanes[lane].via),
             recipient: recipient.clone(),
             sent_at: self.now,
             lane_seq: lane.map(|(_, lane_seq)| lane_seq),
@@ -103,6 +108,7 @@ impl<S: Store> Run<'_, S> {
             (None, Received::Stored { visible }) => {
                 self.came.push(Came {
                     message,
+                    signer: inbound.signer(),
                     recipient,
                     lane,
                     after: vec![after],
@@ -197,12 +203,18 @@ impl<S: Store> Run<'_, S> {
             let name = ["erin", "frank"][self.rng.random_range(0..2)];
             let sender = PeerAddress::remote(peer(name), gateway);
             let level = self.any_level();
+            let homes = gateways();
+            let via = homes.into_iter().find(|home| *home != gateway && self.chance(30));
             let is_new = !self.lanes.iter().any(|lane| {
-                (&lane.sender, &lane.recipient, lane.level) == (&sender, &recipient, level)
+                (&lane.sender, &lane.recipient, lane.level, lane.via)
+                    == (&sender, &recipient, level, via)
             });
             if is_new {
                 let written = Vec::new();
-                self.lanes.push(RemoteLane { sender, recipient, level, written });
+                if via.is_some() {
+                    self.summary.count("lane of a group");
+                }
+                self.lanes.push(RemoteLane { sender, via, recipient, level, written });
                 return self.lanes.len() - 1;
             }
         }
@@ -561,7 +573,7 @@ impl<S: Store> Run<'_, S> {
             ReceiptKind::Refused => false,
         };
         ensure!(self, is_true, CONTRACT, "{kind} is owed for {id}, which is {}", came.status);
-        let to_sender = Some(receipt.gateway) == came.message.sender.gateway
+        let to_sender = Some(receipt.gateway) == came.signer
             && reachable.contains(&receipt.gateway.to_string());
         ensure!(self, to_sender, CONTRACT, "a receipt for {id} goes to {}", receipt.gateway);
         let level = came.message.min_anonymity;

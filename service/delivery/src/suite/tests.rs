@@ -48,6 +48,7 @@ fn the_memory_store_keeps_its_word() {
         "late",
         "receipt sent",
         "owed to a group elsewhere",
+        "lane of a group",
     ] {
         let count = total.counts.get(what).copied().unwrap_or_default();
         assert!(count >= 20, "{what}: {count} of {total:?}");

@@ -5,7 +5,7 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 use chrono::{DateTime, Utc};
-use fieldpost_envelope::PeerId;
+use fieldpost_envelope::{PeerAddress, PeerId};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -19,7 +19,7 @@ const HIGHEST_LIMIT: i64 = 1000;
 const HIGHEST_OFFSET: i64 = 1_000_000;
 
 /// A cursor holds a name, at most a peer's with its gateway: 181 bytes.
-const MAX_CURSOR: usize = 242;
+const MAX_CURSOR: usize = 244;
 
 /// Which part of a list is wanted.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -28,7 +28,7 @@ pub struct PageQuery {
     /// `next` of the page before; the first page without.
     #[param(
         min_length = 2,
-        max_length = 242,
+        max_length = 244,
         pattern = "^(?:[A-Za-z0-9_-]{4})*(?:[A-Za-z0-9_-]{2,3})?$",
         example = "MGY1YjQ"
     )]
@@ -120,6 +120,11 @@ pub fn peer(field: &str, text: &str) -> Result<PeerId, ApiError> {
     text.parse().map_err(|error| ApiError::invalid(&body(field), format!("{field}: {error}")))
 }
 
+/// Reads the name of a peer here or elsewhere from a body.
+pub fn address(field: &str, text: &str) -> Result<PeerAddress, ApiError> {
+    text.parse().map_err(|error| ApiError::invalid(&body(field), format!("{field}: {error}")))
+}
+
 /// A time as the mirrored surfaces write it: always six digits of a second and `+00:00`.
 pub fn mirrored_time(time: DateTime<Utc>) -> String {
     time.format("%Y-%m-%dT%H:%M:%S%.6f+00:00").to_string()
@@ -150,7 +155,7 @@ mod tests {
         for place in ["AA", "__", "A_-", "AAAA", "zzzz99"] {
             assert!(!after(place).unwrap().contains('\0'), "{place}");
         }
-        for other in ["", "A", "AAAAA", "AA==", "a b", "é", &"A".repeat(244)] {
+        for other in ["", "A", "AAAAA", "AA==", "a b", "é", &"A".repeat(248)] {
             assert!(after(other).is_err(), "{other}");
         }
     }

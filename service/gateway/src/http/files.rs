@@ -29,8 +29,12 @@ use crate::{
         extract::{Json, Path, Query, body_error},
         fields::{self, PageQuery},
     },
-    store::files::{
-        ChunkRecord, FileReader, FileRecord, FileRefusal, FileState, LARGEST_FILE, NewFile,
+    store::{
+        files::{
+            CHUNK_SIZE, ChunkRecord, FileReader, FileRecord, FileRefusal, FileState, LARGEST_FILE,
+            NewFile,
+        },
+        remote_files::RemoteFileRecord,
     },
 };
 
@@ -130,6 +134,11 @@ pub(super) async fn list(
 ///
 /// `missing_chunks` tells what to put to finish it. The uploader, those who got a message with the
 /// file, and operators may see it.
+///
+/// A file that came with a message from another gateway is fetched from there, on from the last whole
+/// chunk after each interruption. Until that gateway has said what it is, `filename`, `size_bytes` and
+/// `total_chunks` are null; `reason` says why it did not come at the last attempt, or why it never
+/// will (`failed`).
 #[utoipa::path(
     get,
     path = "/v1/files/{file_id}",
@@ -153,9 +162,18 @@ pub(super) async fn show(
     caller: Caller,
     Path(file_id): Path<String>,
 ) -> Result<axum::Json<File>, ApiError> {
-    let file = gateway.store.file(known_file(&file_id)?, reader(&caller)?).await??;
+    let (id, reader) = (known_file(&file_id)?, reader(&caller)?);
+    let file = match gateway.store.file(id, reader).await? {
+        Err(FileRefusal::Unknown) => return awaited(&gateway, id, reader).await.map(axum::Json),
+        file => file?,
+    };
     let chunks = gateway.store.file_chunks(&file.id).await?;
-    Ok(axum::Json(File::of(&file, Some(&chunks))))
+    let mut shown = File::of(&file, Some(&chunks));
+    if let Some(remote) = gateway.store.remote_file(id).await? {
+        shown.origin = Some(origin(&remote));
+        shown.reason = remote.reason;
+    }
+    Ok(axum::Json(shown))
 }
 
 /// Delete a file.
@@ -272,7 +290,18 @@ pub(super) async fn read(
     Path(file_id): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let file = gateway.store.file(known_file(&file_id)?, reader(&caller)?).await??;
+    let (id, reader) = (known_file(&file_id)?, reader(&caller)?);
+    let file = match gateway.store.file(id, reader).await? {
+        Err(FileRefusal::Unknown) => {
+            let awaited = awaited(&gateway, id, reader).await?;
+            let detail = match (awaited.status, awaited.reason) {
+                (FileStatus::Failed, Some(reason)) => format!("the file will not come: {reason}"),
+                _ => "the file is not complete: none of it is here yet".to_owned(),
+            };
+            return Err(ApiError::conflict(detail));
+        }
+        file => file?,
+    };
     content::respond(&gateway, &file, &headers)
 }
 
@@ -309,12 +338,12 @@ pub(super) struct File {
     /// Its id.
     #[schema(pattern = "^[0-9a-f]{32}$")]
     id: String,
-    /// What it is called.
-    #[schema(min_length = 1, max_length = 255)]
-    filename: String,
+    /// What it is called. Null, as the length, until the gateway that it comes from has said so.
+    #[schema(required, min_length = 1, max_length = 255)]
+    filename: Option<String>,
     /// Its length.
-    #[schema(minimum = 1, maximum = 1_073_741_824)]
-    size_bytes: i64,
+    #[schema(required, minimum = 1, maximum = 1_073_741_824)]
+    size_bytes: Option<i64>,
     /// What the uploader says it is.
     #[schema(required, max_length = 255)]
     mime_type: Option<String>,
@@ -322,8 +351,8 @@ pub(super) struct File {
     #[schema(example = 1_048_576)]
     chunk_size: i32,
     /// How many chunks make the file.
-    #[schema(minimum = 1, maximum = 1024)]
-    total_chunks: i32,
+    #[schema(required, minimum = 1, maximum = 1024)]
+    total_chunks: Option<i32>,
     /// How many of them are here.
     #[schema(minimum = 0, maximum = 1024)]
     uploaded_chunks: i64,
@@ -331,8 +360,8 @@ pub(super) struct File {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, max_items = 1024)]
     missing_chunks: Option<Vec<i32>>,
-    /// Who uploads it.
-    #[schema(max_length = 128)]
+    /// Who uploads it; `peer@gateway` for a file from another gateway.
+    #[schema(max_length = 181)]
     uploaded_by: String,
     /// How far the upload has come.
     status: FileStatus,
@@ -344,10 +373,18 @@ pub(super) struct File {
     /// Of the whole file, once all chunks are there.
     #[schema(required, pattern = "^[0-9a-f]{64}$")]
     sha256: Option<String>,
+    /// Where a file from another gateway is fetched: `<id>@<gateway>`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, max_length = 181)]
+    origin: Option<String>,
+    /// Why it is not here, if it is fetched from another gateway.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    reason: Option<String>,
 }
 
 /// How far an upload has come. `mismatched`: all chunks are there but do not hash to what was
-/// declared, so the file cannot be read.
+/// declared, so the file cannot be read. `failed`: another gateway does not give it.
 #[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum FileStatus {
@@ -359,6 +396,8 @@ pub(super) enum FileStatus {
     Completed,
     /// Not what was declared.
     Mismatched,
+    /// It will not come.
+    Failed,
 }
 
 /// One page of files.
@@ -398,11 +437,11 @@ impl File {
     fn of(file: &FileRecord, chunks: Option<&[ChunkRecord]>) -> Self {
         Self {
             id: file.id.clone(),
-            filename: file.filename.clone(),
-            size_bytes: file.size_bytes,
+            filename: Some(file.filename.clone()),
+            size_bytes: Some(file.size_bytes),
             mime_type: file.mime_type.clone(),
             chunk_size: file.chunk_size,
-            total_chunks: file.total_chunks,
+            total_chunks: Some(file.total_chunks),
             uploaded_chunks: file.uploaded_chunks,
             missing_chunks: chunks.map(|chunks| {
                 missing_chunks(file.total_chunks, chunks.iter().map(|chunk| chunk.chunk_index))
@@ -412,6 +451,32 @@ impl File {
             created_at: file.created_at,
             completed_at: file.completed_at,
             sha256: file.sha256.as_deref().map(|sha256| HEXLOWER.encode(sha256)),
+            origin: None,
+            reason: None,
+        }
+    }
+
+    /// A file from elsewhere of which nothing is known yet, or any more.
+    fn awaited(file: RemoteFileRecord) -> Self {
+        Self {
+            origin: Some(origin(&file)),
+            id: file.id,
+            filename: None,
+            size_bytes: None,
+            mime_type: None,
+            chunk_size: CHUNK_SIZE as i32,
+            total_chunks: None,
+            uploaded_chunks: 0,
+            missing_chunks: None,
+            uploaded_by: file.sender,
+            status: match file.state.as_str() {
+                "waiting" => FileStatus::Pending,
+                _ => FileStatus::Failed,
+            },
+            created_at: file.created_at,
+            completed_at: None,
+            sha256: None,
+            reason: file.reason,
         }
     }
 }
@@ -455,6 +520,21 @@ impl From<FileRefusal> for ApiError {
             }
         }
     }
+}
+
+/// A file from elsewhere that has no row of its own.
+async fn awaited(gateway: &Gateway, id: &str, reader: FileReader<'_>) -> Result<File, ApiError> {
+    let file = gateway.store.remote_file(id).await?.ok_or(FileRefusal::Unknown)?;
+    if let FileReader::Peer(peer) = reader
+        && !gateway.store.awaits_file(id, peer).await?
+    {
+        return Err(FileRefusal::NotAllowed(peer.clone(), "read").into());
+    }
+    Ok(File::awaited(file))
+}
+
+fn origin(file: &RemoteFileRecord) -> String {
+    format!("{}@{}", file.file, file.gateway)
 }
 
 /// For whom a file is read: the caller, or an operator.

@@ -1,10 +1,11 @@
 //! Groups on `/v1`: who belongs, with which role (design, sections 4 and 6).
 
+mod elsewhere;
 mod mirrored;
 
 use axum::{extract::State, http::StatusCode};
 use chrono::{DateTime, Utc};
-use fieldpost_envelope::{GroupId, PeerId};
+use fieldpost_envelope::{GroupId, PeerAddress, PeerId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -17,8 +18,11 @@ use crate::{
         extract::{Json, Path, Query},
         fields::{self, PageQuery},
     },
-    store::groups::{
-        Actor, GroupRecord, GroupRefusal, MemberRecord, NewGroup, Role, Succession, UnknownRole,
+    store::{
+        group_inbound::GroupWord,
+        groups::{
+            Actor, GroupRecord, GroupRefusal, MemberRecord, NewGroup, Role, Succession, UnknownRole,
+        },
     },
 };
 
@@ -30,6 +34,7 @@ pub fn routes() -> OpenApiRouter<Gateway> {
         .routes(routes!(leave))
         .routes(routes!(members, add_member))
         .routes(routes!(change_role, remove_member))
+        .merge(elsewhere::routes())
         .merge(mirrored::routes())
 }
 
@@ -49,7 +54,8 @@ pub fn routes() -> OpenApiRouter<Gateway> {
             "address": "group:0f5b41d9a6c84b0e9d2f7c3a1e6b8d54",
             "name": "Hikers", "description": "Sunday walks", "created_by": "alice",
             "created_at": "2026-11-23T09:00:00.000000Z", "member_count": 2, "message_count": 0,
-            "last_message_at": "2026-11-23T09:00:00.000000Z"
+            "last_message_at": "2026-11-23T09:00:00.000000Z",
+            "membership": "member", "invited_by": null
         })),
         (status = "4XX", description = "The group cannot be made", body = Problem, content_type = "application/problem+json"),
         (status = "5XX", description = "The gateway failed", body = Problem, content_type = "application/problem+json"),
@@ -67,6 +73,9 @@ pub(super) async fn create(
 
 /// List the caller's groups.
 ///
+/// Those of this gateway come first, then those of others that the caller has joined or was asked
+/// into; of these only their homes know more than the name.
+///
 /// In open mode, a request that names no caller gets all groups.
 #[utoipa::path(
     get,
@@ -81,7 +90,8 @@ pub(super) async fn create(
                 "address": "group:0f5b41d9a6c84b0e9d2f7c3a1e6b8d54",
                 "name": "Hikers", "description": "Sunday walks", "created_by": "alice",
                 "created_at": "2026-11-23T09:00:00.000000Z", "member_count": 2, "message_count": 0,
-                "last_message_at": "2026-11-23T09:00:00.000000Z"
+                "last_message_at": "2026-11-23T09:00:00.000000Z",
+                "membership": "member", "invited_by": null
             }],
             "next": null
         })),
@@ -94,10 +104,23 @@ pub(super) async fn list(
     caller: Caller,
     Query(page): Query<PageQuery>,
 ) -> Result<axum::Json<GroupList>, ApiError> {
-    let limit = page.limit()?;
-    let groups = gateway.store.groups_page(reader(&caller)?, &page.after()?, limit, 0).await?;
+    let (limit, after) = (page.limit()?, page.after()?);
+    let reader = reader(&caller)?;
+    let mut groups: Vec<Group> = Vec::new();
+    // Only the names of groups elsewhere hold an @, and they come last.
+    let is_elsewhere = after.contains('@');
+    if !is_elsewhere {
+        let here = gateway.store.groups_page(reader, &after, limit, 0).await?;
+        groups.extend(here.into_iter().map(Group::from));
+    }
+    let room = limit - i64::try_from(groups.len()).unwrap_or(limit);
+    if let Some(peer) = reader.filter(|_| room > 0) {
+        let after = if is_elsewhere { after.as_str() } else { "" };
+        let others = gateway.store.remote_groups_page(peer, after, room, None).await?;
+        groups.extend(others.into_iter().map(Group::from));
+    }
     let next = fields::next_cursor(&groups, limit, |group| &group.id);
-    Ok(axum::Json(GroupList { groups: groups.into_iter().map(Group::from).collect(), next }))
+    Ok(axum::Json(GroupList { groups, next }))
 }
 
 /// Show a group to one of its members.
@@ -107,7 +130,7 @@ pub(super) async fn list(
     operation_id = "getGroup",
     tag = "groups",
     params(
-        ("group_id" = String, Path, description = "The group, without `group:`", min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9._:-]{1,128}$", example = "0f5b41d9a6c84b0e9d2f7c3a1e6b8d54"),
+        ("group_id" = String, Path, description = "The group, without `group:`; `<id>@<home>` for one of another gateway", min_length = 1, max_length = 181, pattern = "^[A-Za-z0-9._:-]{1,128}(?:@[a-z2-7]{51}[aq])?$", example = "0f5b41d9a6c84b0e9d2f7c3a1e6b8d54"),
     ),
     responses(
         (status = 200, description = "The group", body = Group, example = json!({
@@ -115,7 +138,8 @@ pub(super) async fn list(
             "address": "group:0f5b41d9a6c84b0e9d2f7c3a1e6b8d54",
             "name": "Hikers", "description": "Sunday walks", "created_by": "alice",
             "created_at": "2026-11-23T09:00:00.000000Z", "member_count": 2, "message_count": 0,
-            "last_message_at": "2026-11-23T09:00:00.000000Z"
+            "last_message_at": "2026-11-23T09:00:00.000000Z",
+            "membership": "member", "invited_by": null
         })),
         (status = "4XX", description = "There is no such group, or it is not the caller's", body = Problem, content_type = "application/problem+json"),
         (status = "5XX", description = "The gateway failed", body = Problem, content_type = "application/problem+json"),
@@ -127,21 +151,23 @@ pub(super) async fn show(
     Path(group_id): Path<String>,
 ) -> Result<axum::Json<Group>, ApiError> {
     let reader = caller.require()?;
-    let group = gateway.store.group(&known_group(&group_id)?, Some(&reader)).await??;
-    Ok(axum::Json(group.into()))
+    match elsewhere::named(&gateway, &group_id)? {
+        Ok(id) => Ok(axum::Json(gateway.store.group(&id, Some(&reader)).await??.into())),
+        Err(group) => Ok(axum::Json(elsewhere::remote_group(&gateway, &reader, &group).await?)),
+    }
 }
 
 /// Leave a group.
 ///
-/// The last admin has to make another member an admin first. When nobody is left, the group is
-/// closed.
+/// The last admin has to make another member an admin first. When nobody of this gateway is left,
+/// the group is closed. A group of another gateway is left at once, and its home told.
 #[utoipa::path(
     post,
     path = "/v1/groups/{group_id}/leave",
     operation_id = "leaveGroup",
     tag = "groups",
     params(
-        ("group_id" = String, Path, description = "The group, without `group:`", min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9._:-]{1,128}$", example = "0f5b41d9a6c84b0e9d2f7c3a1e6b8d54"),
+        ("group_id" = String, Path, description = "The group, without `group:`; `<id>@<home>` for one of another gateway", min_length = 1, max_length = 181, pattern = "^[A-Za-z0-9._:-]{1,128}(?:@[a-z2-7]{51}[aq])?$", example = "0f5b41d9a6c84b0e9d2f7c3a1e6b8d54"),
     ),
     responses(
         (status = 204, description = "The caller no longer belongs to the group"),
@@ -155,12 +181,23 @@ pub(super) async fn leave(
     Path(group_id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     let peer = caller.require()?;
-    let (group_id, actor) = (known_group(&group_id)?, Actor::Peer(&peer));
-    gateway.store.remove_member(&group_id, actor, &peer, Succession::Appointed).await??;
+    let id = match elsewhere::named(&gateway, &group_id)? {
+        Ok(id) => id,
+        Err(group) => {
+            elsewhere::part_from(&gateway, &peer, &group, GroupWord::Leave).await?;
+            return Ok(StatusCode::NO_CONTENT);
+        }
+    };
+    let (actor, address) = (Actor::Peer(&peer), PeerAddress::local(peer.clone()));
+    let removal =
+        gateway.store.remove_member(&id, actor, &address, Succession::Appointed).await??;
+    elsewhere::tell_of_removal(&gateway, Some(peer), &id, &address, removal).await;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// List who belongs to a group.
+/// List who belongs to a group, or was asked to and has not answered yet.
+///
+/// Only a group's own gateway knows this.
 #[utoipa::path(
     get,
     path = "/v1/groups/{group_id}/members",
@@ -173,8 +210,8 @@ pub(super) async fn leave(
     responses(
         (status = 200, description = "One page, in the order of the names", body = GroupMemberList, example = json!({
             "members": [
-                { "peer": "alice", "role": "admin", "joined_at": "2026-11-23T09:00:00.000000Z", "messages_sent": 3 },
-                { "peer": "bob", "role": "member", "joined_at": "2026-11-23T09:00:00.000000Z", "messages_sent": 0 }
+                { "peer": "alice", "role": "admin", "joined_at": "2026-11-23T09:00:00.000000Z", "messages_sent": 3, "status": "member" },
+                { "peer": "bob", "role": "member", "joined_at": "2026-11-23T09:00:00.000000Z", "messages_sent": 0, "status": "member" }
             ],
             "next": null
         })),
@@ -190,7 +227,7 @@ pub(super) async fn members(
 ) -> Result<axum::Json<GroupMemberList>, ApiError> {
     let (reader, limit) = (caller.require()?, page.limit()?);
     let group = gateway.store.group(&known_group(&group_id)?, Some(&reader)).await??;
-    let members = gateway.store.group_members_page(&group.id, &page.after()?, limit).await?;
+    let members = gateway.store.group_members_page(&group.id, &page.after()?, limit, true).await?;
     let next = fields::next_cursor(&members, limit, |member| &member.peer);
     let members = members.iter().map(GroupMember::try_from).collect::<Result<_, _>>()?;
     Ok(axum::Json(GroupMemberList { members, next }))
@@ -200,6 +237,9 @@ pub(super) async fn members(
 ///
 /// Admins and moderators may; only admins add others as admin or moderator. Somebody who is there
 /// already stays as it is, whatever role is given.
+///
+/// A peer of another gateway is asked: it gets a message of type `group_invite`, and is a member once
+/// it accepts, which it can for 30 days. It is always a plain member.
 #[utoipa::path(
     post,
     path = "/v1/groups/{group_id}/members",
@@ -210,11 +250,15 @@ pub(super) async fn members(
     ),
     request_body = AddGroupMember,
     responses(
-        (status = 200, description = "A member already, unchanged", body = GroupMember, example = json!({
-            "peer": "bob", "role": "moderator", "joined_at": "2026-11-23T09:00:00.000000Z", "messages_sent": 12
+        (status = 200, description = "A member already, or asked before; unchanged", body = GroupMember, example = json!({
+            "peer": "bob", "role": "moderator", "joined_at": "2026-11-23T09:00:00.000000Z", "messages_sent": 12, "status": "member"
+        })),
+        (status = 202, description = "A peer of another gateway, asked", body = GroupMember, example = json!({
+            "peer": "carol@aebagbafaydqqcikbmga2dqpcaireeyuculbogazdinryhi6d4qa", "role": "member",
+            "joined_at": "2026-11-23T09:00:00.000000Z", "messages_sent": 0, "status": "invited"
         })),
         (status = 201, description = "A member from now on", body = GroupMember, example = json!({
-            "peer": "bob", "role": "member", "joined_at": "2026-11-23T09:00:00.000000Z", "messages_sent": 0
+            "peer": "bob", "role": "member", "joined_at": "2026-11-23T09:00:00.000000Z", "messages_sent": 0, "status": "member"
         })),
         (status = "4XX", description = "The peer cannot be added", body = Problem, content_type = "application/problem+json"),
         (status = "5XX", description = "The gateway failed", body = Problem, content_type = "application/problem+json"),
@@ -227,18 +271,29 @@ pub(super) async fn add_member(
     Json(request): Json<AddGroupMember>,
 ) -> Result<(StatusCode, axum::Json<GroupMember>), ApiError> {
     let (caller, group_id) = (caller.require()?, known_group(&group_id)?);
-    let peer = fields::peer("peer", &request.peer)?;
-    let (member, is_new) = gateway
-        .store
-        .add_member(&group_id, Actor::Peer(&caller), &peer, request.role.into())
-        .await??;
+    let peer =
+        fields::address("peer", &request.peer)?.seen_from(gateway.store.identity()?.gateway_id);
+    let role = request.role.into();
+    if peer.gateway.is_some() {
+        let (member, invitation) =
+            gateway.store.invite_member(&group_id, &caller, &peer, role).await??;
+        let is_new = invitation.as_ref().is_some_and(|invitation| invitation.is_new);
+        if let Some(invitation) = invitation {
+            elsewhere::send_invitation(&gateway, &group_id, &peer, invitation).await?;
+        }
+        let status = if is_new { StatusCode::ACCEPTED } else { StatusCode::OK };
+        return Ok((status, axum::Json(GroupMember::try_from(&member)?)));
+    }
+    let actor = Actor::Peer(&caller);
+    let (member, is_new) = gateway.store.add_member(&group_id, actor, &peer.peer, role).await??;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, axum::Json(GroupMember::try_from(&member)?)))
 }
 
 /// Give a member another role.
 ///
-/// Only admins may. The last admin cannot give up the role before another has it.
+/// Only admins may. The last admin cannot give up the role before another has it. A peer of another
+/// gateway can only be a plain member.
 #[utoipa::path(
     put,
     path = "/v1/groups/{group_id}/members/{peer}",
@@ -246,12 +301,12 @@ pub(super) async fn add_member(
     tag = "groups",
     params(
         ("group_id" = String, Path, description = "The group, without `group:`", min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9._:-]{1,128}$", example = "0f5b41d9a6c84b0e9d2f7c3a1e6b8d54"),
-        ("peer" = String, Path, description = "The member", min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$", example = "bob"),
+        ("peer" = String, Path, description = "The member; `peer@gateway` for one of another gateway", min_length = 1, max_length = 181, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(?:@[a-z2-7]{51}[aq])?$", example = "bob"),
     ),
     request_body = ChangeGroupRole,
     responses(
         (status = 200, description = "The role is changed", body = GroupMember, example = json!({
-            "peer": "bob", "role": "moderator", "joined_at": "2026-11-23T09:00:00.000000Z", "messages_sent": 12
+            "peer": "bob", "role": "moderator", "joined_at": "2026-11-23T09:00:00.000000Z", "messages_sent": 12, "status": "member"
         })),
         (status = "4XX", description = "The role cannot be changed", body = Problem, content_type = "application/problem+json"),
         (status = "5XX", description = "The gateway failed", body = Problem, content_type = "application/problem+json"),
@@ -265,14 +320,15 @@ pub(super) async fn change_role(
 ) -> Result<axum::Json<GroupMember>, ApiError> {
     let (caller, group_id) = (caller.require()?, known_group(&group_id)?);
     let actor = Actor::Peer(&caller);
-    let peer = known_peer(&peer)?;
+    let peer = known_member(&gateway, &peer)?;
     let member = gateway.store.change_role(&group_id, actor, &peer, request.role.into()).await??;
     Ok(axum::Json(GroupMember::try_from(&member)?))
 }
 
 /// Remove a member.
 ///
-/// Admins remove anybody, moderators remove members, everybody may remove itself.
+/// Admins remove anybody, moderators remove members, everybody may remove itself. A peer of another
+/// gateway is told; one that was only asked can accept no longer.
 #[utoipa::path(
     delete,
     path = "/v1/groups/{group_id}/members/{peer}",
@@ -280,7 +336,7 @@ pub(super) async fn change_role(
     tag = "groups",
     params(
         ("group_id" = String, Path, description = "The group, without `group:`", min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9._:-]{1,128}$", example = "0f5b41d9a6c84b0e9d2f7c3a1e6b8d54"),
-        ("peer" = String, Path, description = "The member", min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$", example = "bob"),
+        ("peer" = String, Path, description = "The member; `peer@gateway` for one of another gateway", min_length = 1, max_length = 181, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(?:@[a-z2-7]{51}[aq])?$", example = "bob"),
     ),
     responses(
         (status = 204, description = "The peer no longer belongs to the group"),
@@ -294,8 +350,10 @@ pub(super) async fn remove_member(
     Path((group_id, peer)): Path<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
     let (caller, group_id) = (caller.require()?, known_group(&group_id)?);
-    let (actor, peer) = (Actor::Peer(&caller), known_peer(&peer)?);
-    gateway.store.remove_member(&group_id, actor, &peer, Succession::Appointed).await??;
+    let (actor, peer) = (Actor::Peer(&caller), known_member(&gateway, &peer)?);
+    let removal =
+        gateway.store.remove_member(&group_id, actor, &peer, Succession::Appointed).await??;
+    elsewhere::tell_of_removal(&gateway, Some(caller), &group_id, &peer, removal).await;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -334,11 +392,11 @@ pub(super) struct PeerName(String);
 /// Who is to belong to a group.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(super) struct AddGroupMember {
-    /// A peer of this gateway.
+    /// A peer of this gateway, or `peer@gateway`.
     #[schema(
         min_length = 1,
-        max_length = 128,
-        pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$",
+        max_length = 181,
+        pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(?:@[a-z2-7]{51}[aq])?$",
         example = "bob"
     )]
     peer: String,
@@ -372,11 +430,15 @@ pub(super) enum GroupRole {
 /// A group, as its members see it.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Group {
-    /// Its id at this gateway.
-    #[schema(min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9._:-]{1,128}$")]
+    /// Its id at this gateway; `<id>@<home>` for one of another gateway.
+    #[schema(
+        min_length = 1,
+        max_length = 181,
+        pattern = "^[A-Za-z0-9._:-]{1,128}(?:@[a-z2-7]{51}[aq])?$"
+    )]
     id: String,
     /// What to send to.
-    #[schema(pattern = "^group:[A-Za-z0-9._:-]{1,128}$")]
+    #[schema(pattern = "^group:[A-Za-z0-9._:-]{1,128}(?:@[a-z2-7]{51}[aq])?$")]
     address: String,
     /// What people call it.
     #[schema(min_length = 1, max_length = 255)]
@@ -384,25 +446,48 @@ pub(super) struct Group {
     /// What it is for.
     #[schema(required, max_length = 2000)]
     description: Option<String>,
-    /// Who made it; perhaps no longer a member.
-    #[schema(max_length = 128)]
-    created_by: String,
+    /// Who made it; perhaps no longer a member. Null, like all that follows, where only the group's
+    /// home knows it.
+    #[schema(required, max_length = 128)]
+    created_by: Option<String>,
     /// When it was made.
-    created_at: DateTime<Utc>,
+    #[schema(required)]
+    created_at: Option<DateTime<Utc>>,
     /// How many belong to it.
-    #[schema(minimum = 1, maximum = 1000)]
-    member_count: i64,
+    #[schema(required, minimum = 1, maximum = 1000)]
+    member_count: Option<i64>,
     /// How many messages were accepted for it; counted within seconds.
-    #[schema(minimum = 0)]
-    message_count: i64,
+    #[schema(required, minimum = 0)]
+    message_count: Option<i64>,
     /// When the last of them was accepted, or the group was made.
-    last_message_at: DateTime<Utc>,
+    #[schema(required)]
+    last_message_at: Option<DateTime<Utc>>,
+    /// How the caller stands to it.
+    membership: GroupMembership,
+    /// Who asked the caller into a group of another gateway.
+    #[schema(required, max_length = 181)]
+    invited_by: Option<String>,
+}
+
+/// How a peer stands to a group. `invited`: it was asked; `joining`: it has accepted, and the group's
+/// home has not answered yet; `refused`: the home did not take it.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum GroupMembership {
+    /// It was asked.
+    Invited,
+    /// It has accepted.
+    Joining,
+    /// It belongs to the group.
+    Member,
+    /// It was not taken.
+    Refused,
 }
 
 /// One page of groups.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct GroupList {
-    /// The groups, in the order of their ids.
+    /// The groups, in the order of their ids, those of other gateways last.
     #[schema(max_items = 1000)]
     groups: Vec<Group>,
     /// The `cursor` of the next page; null at the end.
@@ -410,19 +495,31 @@ pub(super) struct GroupList {
     next: Option<String>,
 }
 
-/// One who belongs to a group.
+/// One who belongs to a group, or was asked to.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct GroupMember {
-    /// Who.
-    #[schema(max_length = 128)]
+    /// Who; `peer@gateway` for a peer of another gateway.
+    #[schema(max_length = 181)]
     peer: String,
     /// What it may do.
     role: GroupRole,
-    /// Since when.
+    /// Since when it belongs to the group, or is asked.
     joined_at: DateTime<Utc>,
     /// How many messages it has sent to the group; counted within seconds.
     #[schema(minimum = 0)]
     messages_sent: i64,
+    /// Whether it belongs to the group.
+    status: GroupMemberStatus,
+}
+
+/// Whether somebody belongs to a group, or was asked and has not answered yet.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum GroupMemberStatus {
+    /// It belongs to the group.
+    Member,
+    /// It was asked.
+    Invited,
 }
 
 /// One page of members.
@@ -443,11 +540,13 @@ impl From<GroupRecord> for Group {
             id: group.id,
             name: group.name,
             description: group.description,
-            created_by: group.created_by,
-            created_at: group.created_at,
-            member_count: group.member_count,
-            message_count: group.message_count,
-            last_message_at: group.last_message_at,
+            created_by: Some(group.created_by),
+            created_at: Some(group.created_at),
+            member_count: Some(group.member_count),
+            message_count: Some(group.message_count),
+            last_message_at: Some(group.last_message_at),
+            membership: GroupMembership::Member,
+            invited_by: None,
         }
     }
 }
@@ -461,6 +560,10 @@ impl TryFrom<&MemberRecord> for GroupMember {
             role: member.role()?.into(),
             joined_at: member.joined_at,
             messages_sent: member.messages_sent,
+            status: match member.is_invited {
+                true => GroupMemberStatus::Invited,
+                false => GroupMemberStatus::Member,
+            },
         })
     }
 }
@@ -495,6 +598,7 @@ impl From<GroupRefusal> for ApiError {
             GroupRefusal::NotAMember(_) | GroupRefusal::NotAllowed { .. } => {
                 Self::forbidden(detail)
             }
+            GroupRefusal::OnlyMember(_) => Self::invalid("body.role", detail),
             GroupRefusal::TooManyMembers => Self::invalid("body.members", detail),
             GroupRefusal::Full | GroupRefusal::TooManyGroups(_) | GroupRefusal::LastAdmin => {
                 Self::conflict(detail)
@@ -536,6 +640,8 @@ fn known_group(text: &str) -> Result<String, ApiError> {
 }
 
 /// A name that no peer can have names no member.
-fn known_peer(text: &str) -> Result<PeerId, ApiError> {
-    text.parse().map_err(|_| ApiError::not_found("there is no such member"))
+fn known_member(gateway: &Gateway, text: &str) -> Result<PeerAddress, ApiError> {
+    let address: PeerAddress =
+        text.parse().map_err(|_| ApiError::not_found("there is no such member"))?;
+    Ok(address.seen_from(gateway.store.identity()?.gateway_id))
 }

@@ -29,6 +29,7 @@ use crate::{
         fields,
         submit::{Draft, LONGEST_BROADCAST_TTL, MAX_FILES, Submitted, check_ttl, submit},
     },
+    inbox::groups::RESERVED,
     store::{conversation, status_of},
 };
 
@@ -223,7 +224,7 @@ pub(super) fn own_delivery<'a>(peer: &PeerId, record: &'a Record) -> Option<&'a 
 #[derive(Deserialize, ToSchema)]
 #[schema(example = json!({"to": "bob", "content": "The bridge is open.", "ttl": 3600}))]
 pub struct SendMessage {
-    /// A peer, `peer@gateway`, `group:<id>` or `broadcast`.
+    /// A peer, `peer@gateway`, `group:<id>`, `group:<id>@<gateway>` or `broadcast`.
     #[schema(max_length = 240)]
     to: String,
     /// The content as text. Either this or `content_base64`.
@@ -245,7 +246,8 @@ pub struct SendMessage {
     #[serde(default)]
     #[schema(max_length = 255, example = "text/plain")]
     content_type: Option<String>,
-    /// What the application calls this kind of message.
+    /// What the application calls this kind of message. `group_invite`, `group_removed`,
+    /// `group_closed`, `group_accept`, `group_decline` and `group_leave` are for gateways alone.
     #[serde(default)]
     #[schema(max_length = 64)]
     message_type: Option<String>,
@@ -353,6 +355,12 @@ impl SendMessage {
             .into_iter()
             .map(|id| fields::text("file_ids", id, 1, 64))
             .collect::<Result<_, _>>()?;
+        if self.message_type.as_deref().is_some_and(|name| RESERVED.contains(&name)) {
+            return Err(ApiError::invalid(
+                "body.message_type",
+                format!("message_type: gateways alone use {}", RESERVED.join(", ")),
+            ));
+        }
         Ok(Draft {
             id: self.message_id.map(MessageId),
             ttl,
@@ -704,7 +712,7 @@ impl MessageFrom {
 #[derive(Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct TalkFilter {
-    /// A peer, `peer@gateway`, `group:<id>` or `broadcast`.
+    /// A peer, `peer@gateway`, `group:<id>`, `group:<id>@<gateway>` or `broadcast`.
     #[param(max_length = 240)]
     with: Option<String>,
     /// `next` of the page before.

@@ -15,7 +15,7 @@ use crate::{
         addressing::{self, Found},
         error::ApiError,
     },
-    store::{FanOut, GroupTraffic, names::MAX_AWAITED, quota::Full},
+    store::{FanOut, GroupTraffic, names::MAX_AWAITED, quota::Full, remote_groups::RemoteGroup},
 };
 
 /// The longest time to live, in seconds: 30 days.
@@ -145,6 +145,23 @@ fn bare_name(to: &Recipient) -> Option<&PeerId> {
     }
 }
 
+/// Accepts what the gateway itself has a peer say, to recipients that it has chosen.
+///
+/// # Errors
+///
+/// As for any message, but for who may write to whom.
+pub async fn submit_to(
+    gateway: &Gateway,
+    sender: &PeerId,
+    draft: Draft,
+    deliveries: Vec<Target>,
+) -> Result<Submitted, ApiError> {
+    let to = draft.to.clone();
+    let fingerprint = fingerprint(&draft, &to);
+    let submission = submission(gateway, sender, draft, to, fingerprint, deliveries);
+    take(gateway, sender, submission).await
+}
+
 async fn accept(
     gateway: &Gateway,
     sender: &PeerId,
@@ -244,7 +261,8 @@ async fn count_group_message(
     sender: &PeerId,
     last_at: DateTime<Utc>,
 ) {
-    let traffic = GroupTraffic { group, sender: sender.clone(), messages: 1, last_at };
+    let sender = PeerAddress::local(sender.clone());
+    let traffic = GroupTraffic { group, sender, messages: 1, last_at };
     if let Err(error) = gateway.store.record_group_messages(&[traffic]).await {
         tracing::warn!(%error, "group's counters not moved");
     }
@@ -308,8 +326,14 @@ async fn resolve(
 ) -> Result<Vec<Target>, ApiError> {
     match to {
         Recipient::Peer(address) => Ok(vec![resolve_peer(gateway, sender, draft, address).await?]),
-        Recipient::Group { home: Some(_), .. } => {
-            Err(ApiError::invalid("body.to", "to: groups of other gateways cannot be reached yet"))
+        Recipient::Group { id, home: Some(home) } => {
+            resolve_remote_group(
+                gateway,
+                sender,
+                draft,
+                RemoteGroup { id: id.clone(), home: *home },
+            )
+            .await
         }
         Recipient::Group { id, home: None } => resolve_group(gateway, sender, draft, id).await,
         Recipient::Broadcast => {
@@ -422,22 +446,56 @@ async fn resolve_group(
     draft: &Draft,
     id: &GroupId,
 ) -> Result<Vec<Target>, ApiError> {
-    let mut fan_out = gateway.store.group_fan_out(id, sender).await?;
+    let address = PeerAddress::local(sender.clone());
+    let mut fan_out = gateway.store.group_fan_out(id, &address).await?;
     if fan_out == FanOut::Unknown && draft.make_group {
         gateway
             .store
             .create_group_for(id, sender)
             .await?
             .map_err(|refusal| ApiError::conflict(refusal.to_string()))?;
-        fan_out = gateway.store.group_fan_out(id, sender).await?;
+        fan_out = gateway.store.group_fan_out(id, &address).await?;
     }
     match fan_out {
         FanOut::Unknown => Err(ApiError::not_found(format!("there is no group {id}"))),
         FanOut::NotMember => {
             Err(ApiError::forbidden(format!("{sender} is not a member of group {id}")))
         }
-        FanOut::Members(members) => Ok(members.into_iter().map(Target::Local).collect()),
+        FanOut::Members(members) => Ok(members
+            .into_iter()
+            .map(|member| match member.gateway {
+                None => Target::Local(member.peer),
+                Some(_) => Target::Remote(member),
+            })
+            .collect()),
     }
+}
+
+/// A group of another gateway, whose home checks that the sender is a member and fans out.
+async fn resolve_remote_group(
+    gateway: &Gateway,
+    sender: &PeerId,
+    draft: &Draft,
+    group: RemoteGroup,
+) -> Result<Vec<Target>, ApiError> {
+    if !gateway.store.has_joined(sender, &group).await? {
+        let group = group.key();
+        return Err(ApiError::forbidden(format!("{sender} has not joined group:{group}")));
+    }
+    // The way to a group is the way to any peer of its home.
+    if !can_ever_carry(gateway, draft, &PeerAddress::remote(sender.clone(), group.home)) {
+        return Err(ApiError::invalid(
+            "body.to",
+            format!(
+                "to: no transport that the message may use can ever carry {} bytes at level {} to \
+                 {}",
+                draft.content.bytes.len(),
+                draft.min_anonymity,
+                group.home,
+            ),
+        ));
+    }
+    Ok(vec![Target::Group { id: group.id, home: group.home }])
 }
 
 fn submission(

@@ -8,7 +8,9 @@ use fieldpost_delivery::{
     Action, Attempt, Claim, Dispatch, Event, Next, Place, ReceiptIn, Store as _, Target, Time,
     signer_of,
 };
-use fieldpost_envelope::{Content, Envelope, MessageStatus, Recipient, SignError, SignedEnvelope};
+use fieldpost_envelope::{
+    Content, Envelope, Forward, MessageStatus, Recipient, SignError, SignedEnvelope,
+};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::{
     sync::broadcast::error::RecvError,
@@ -42,7 +44,7 @@ pub(super) async fn carry(outbox: &Outbox, claim: Claim) -> Option<Time> {
 }
 
 async fn deliver(outbox: &Outbox, claim: Claim) -> Option<Time> {
-    let envelope = match sign(outbox, &claim) {
+    let envelope = match sign(outbox, &claim).await {
         Ok(Ok(envelope)) => envelope,
         Ok(Err(error)) => {
             let reason = Some(format!("it cannot be put into an envelope: {error}"));
@@ -241,9 +243,19 @@ async fn record(outbox: &Outbox, claim: &Claim, attempts: &[Attempt], next: &Nex
 }
 
 /// The envelope of a claimed delivery. The outer error is the store's.
-fn sign(outbox: &Outbox, claim: &Claim) -> sqlx::Result<Result<SignedEnvelope, SignError>> {
+async fn sign(outbox: &Outbox, claim: &Claim) -> sqlx::Result<Result<SignedEnvelope, SignError>> {
     let identity = outbox.gateway.store.identity()?;
     let message = &claim.message;
+    // What a peer of another gateway said to a group here is passed on as its gateway signed it.
+    if let (Some(_), Target::Remote(recipient)) = (message.sender.gateway, &claim.target) {
+        let forward = Forward {
+            recipient: recipient.clone(),
+            lane_seq: claim.lane_seq,
+            after: claim.after,
+            original: outbox.gateway.store.group_original(message).await?,
+        };
+        return Ok(forward.sign(&identity.signing_key));
+    }
     let sender = message.sender.clone().qualified(identity.gateway_id);
     let recipient = match &claim.target {
         Target::Local(peer) => Recipient::from(peer.clone()),

@@ -14,7 +14,7 @@ use fieldpost_envelope::PeerId;
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use rand::{TryRng, rngs::SysRng};
 use sha2::{Digest, Sha256};
-use sqlx::PgExecutor;
+use sqlx::{PgConnection, PgExecutor};
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -215,9 +215,7 @@ impl Store {
     pub async fn create_file(&self, file: &NewFile) -> Outcome<FileRecord> {
         let uploader = file.uploaded_by.as_str();
         let mut transaction = self.pool.begin().await?;
-        sqlx::query!("select pg_advisory_xact_lock($1)", QUOTA_LOCK)
-            .execute(&mut *transaction)
-            .await?;
+        self.hold_file_quota(&mut transaction).await?;
         let usage = sqlx::query!(
             r#"
             select
@@ -270,6 +268,14 @@ impl Store {
         .await?;
         transaction.commit().await?;
         Ok(Ok(record))
+    }
+
+    /// Lets one replica at a time judge the limits, until its transaction ends.
+    pub(super) async fn hold_file_quota(&self, connection: &mut PgConnection) -> sqlx::Result<()> {
+        sqlx::query!("select pg_advisory_xact_lock($1)", QUOTA_LOCK)
+            .execute(connection)
+            .await
+            .map(drop)
     }
 
     /// A file, if `reader` may have it.
@@ -459,6 +465,16 @@ impl Store {
         .map(drop)
     }
 
+    /// Lets `readers` read those files of `sender`, a peer of this gateway, that it may hand on.
+    pub async fn grant_own_files(
+        &self,
+        file_ids: &[String],
+        sender: &PeerId,
+        readers: &[PeerId],
+    ) -> sqlx::Result<()> {
+        Self::grant_files(&self.pool, file_ids, sender, readers).await
+    }
+
     /// Deletes the files whose upload began before `before`; returns how many.
     pub async fn expire_files(&self, before: DateTime<Utc>) -> sqlx::Result<u64> {
         let mut total = 0;
@@ -494,6 +510,8 @@ impl Store {
                     select id from file
                     where created_at < $1 and completed_at is null and not exists (
                         select from file_chunk where file_id = file.id and uploaded_at >= $1
+                    ) and not exists (
+                        select from remote_file where remote_file.id = file.id
                     )
                     limit $2
                     for update skip locked
@@ -512,7 +530,7 @@ impl Store {
         }
     }
 
-    async fn find_file(&self, id: &str) -> sqlx::Result<Option<FileRecord>> {
+    pub(super) async fn find_file(&self, id: &str) -> sqlx::Result<Option<FileRecord>> {
         sqlx::query_as!(
             FileRecord,
             r#"
@@ -592,7 +610,7 @@ impl Store {
     }
 
     /// Hashes the file if all chunks are there and nobody has done so yet.
-    async fn complete_file(&self, id: &str) -> Outcome<()> {
+    pub(crate) async fn complete_file(&self, id: &str) -> Outcome<()> {
         let Some(file) = self.find_file(id).await? else {
             return Ok(Err(FileRefusal::Unknown));
         };
@@ -635,7 +653,7 @@ fn mismatch(file: &FileRecord) -> Result<(), FileRefusal> {
 }
 
 /// How many chunks a file of `size_bytes` has, the last perhaps short.
-fn chunks_of(size_bytes: i64) -> i32 {
+pub(super) fn chunks_of(size_bytes: i64) -> i32 {
     ((size_bytes + CHUNK_SIZE - 1) / CHUNK_SIZE) as i32
 }
 

@@ -1,13 +1,16 @@
 //! Groups, who belongs to them and what each member may do (design, sections 4 and 6).
 //!
 //! Every change of a group's members holds the group's row, so limits and "who is the last admin"
-//! are judged on what is there. A member who leaves keeps its row, with `left_at` set; a group
-//! whose last member leaves is closed and from then on unknown.
+//! are judged on what is there. A member who leaves keeps its row, with `left_at` set.
+//!
+//! A peer of another gateway is asked first: until it accepts, its row has `left_at` and
+//! `invited_at`. It can only be a plain member, as nobody here could act for it; so a group whose
+//! last member at this gateway leaves is closed and from then on unknown.
 
 use std::{fmt, str::FromStr};
 
-use chrono::{DateTime, Utc};
-use fieldpost_envelope::{GroupId, PeerId};
+use chrono::{DateTime, TimeDelta, Utc};
+use fieldpost_envelope::{GroupId, MessageId, PeerAddress, PeerId};
 use rand::{TryRng, rngs::SysRng};
 use sqlx::{PgConnection, PgExecutor};
 use thiserror::Error;
@@ -17,6 +20,8 @@ use crate::store::{Store, words::parse};
 
 /// Members that a group may have at a time.
 pub const MEMBERS_PER_GROUP: i64 = 1000;
+/// How long an invitation can be accepted: as long as the message that carries it may live.
+pub const INVITATION_LIFETIME: TimeDelta = TimeDelta::days(30);
 /// Open groups that one peer may have created.
 pub const GROUPS_PER_CREATOR: i64 = 1000;
 
@@ -89,19 +94,21 @@ pub struct GroupRecord {
     pub last_message_at: DateTime<Utc>,
 }
 
-/// One who belongs to a group.
+/// One who belongs to a group, or has been asked to.
 #[derive(Clone, Debug)]
 pub struct MemberRecord {
     /// The membership's row, for the mirrored surface.
     pub row_id: Uuid,
-    /// Who.
+    /// Who; `peer@gateway` for a peer of another gateway.
     pub peer: String,
     /// One of the words of [`Role`].
     pub role: String,
-    /// Since when, counted from the last time it joined.
+    /// Since when, counted from the last time it joined or was asked.
     pub joined_at: DateTime<Utc>,
     /// How many messages it has sent to the group.
     pub messages_sent: i64,
+    /// Whether it has been asked and not yet answered.
+    pub is_invited: bool,
 }
 
 impl MemberRecord {
@@ -126,6 +133,30 @@ pub struct NewGroup {
     pub creator: PeerId,
     /// Who belongs to it besides; repeats and the creator count once.
     pub members: Vec<PeerId>,
+}
+
+/// An invitation that stands; the message that carries it can be made from this again and again.
+#[derive(Clone, Debug)]
+pub struct Invitation {
+    /// The id of that message.
+    pub message: MessageId,
+    /// Who asks.
+    pub inviter: PeerId,
+    /// What the group is called.
+    pub group_name: String,
+    /// Whether it was not there before.
+    pub is_new: bool,
+}
+
+/// Who has to be told of a removal.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Removal {
+    /// What the group is called.
+    pub group_name: String,
+    /// The removed member belonged to the group, and was not only asked to.
+    pub was_member: bool,
+    /// The group was closed with it, and these had belonged to it from elsewhere.
+    pub closed_for: Option<Vec<PeerAddress>>,
 }
 
 /// On whose behalf a group is changed.
@@ -179,6 +210,9 @@ pub enum GroupRefusal {
     /// The creator has all the groups it may have.
     #[error("{0} has created {GROUPS_PER_CREATOR} groups, the most there may be: close one first")]
     TooManyGroups(PeerId),
+    /// Members elsewhere have no rights here.
+    #[error("{0} is a peer of another gateway and can only be a plain member")]
+    OnlyMember(PeerAddress),
     /// Nobody would be left to govern the group.
     #[error("the last admin has to make another member an admin first")]
     LastAdmin,
@@ -192,7 +226,7 @@ pub enum FanOut {
     /// The sender does not belong to it.
     NotMember,
     /// All members but the sender.
-    Members(Vec<PeerId>),
+    Members(Vec<PeerAddress>),
 }
 
 /// How many messages of one sender a group has accepted, for [`Store::record_group_messages`].
@@ -201,7 +235,7 @@ pub struct GroupTraffic {
     /// The group.
     pub group: GroupId,
     /// Who sent.
-    pub sender: PeerId,
+    pub sender: PeerAddress,
     /// How many.
     pub messages: i64,
     /// When the last was accepted.
@@ -302,7 +336,7 @@ impl Store {
             return Ok(Err(GroupRefusal::UnknownGroup));
         };
         if let Some(reader) = reader
-            && find_member(&self.pool, id, reader).await?.is_none()
+            && find_member(&self.pool, id, reader.as_str()).await?.is_none()
         {
             return Ok(Err(GroupRefusal::NotAMember(reader.clone())));
         }
@@ -363,25 +397,29 @@ impl Store {
         ids.iter().map(|id| parse(id)).collect()
     }
 
-    /// Up to `limit` members in the order of their names, from the first after `after`.
+    /// Up to `limit` members in the order of their names, from the first after `after`, with or
+    /// without those who have been asked.
     pub async fn group_members_page(
         &self,
         id: &str,
         after: &str,
         limit: i64,
+        with_invited: bool,
     ) -> sqlx::Result<Vec<MemberRecord>> {
         sqlx::query_as!(
             MemberRecord,
             r#"
-            select row_id, peer, role, joined_at, messages_sent
+            select row_id, peer, role, joined_at, messages_sent, left_at is not null as "is_invited!"
             from group_member
-            where group_id = $1 and left_at is null and peer > $2
+            where group_id = $1 and (left_at is null or $4 and invited_at > $5) and peer > $2
             order by peer
             limit $3
             "#,
             id,
             after,
             limit,
+            with_invited,
+            self.clock.now() - INVITATION_LIFETIME,
         )
         .fetch_all(&self.pool)
         .await
@@ -410,13 +448,13 @@ impl Store {
                 return Ok(Err(GroupRefusal::NotAllowed { role: asker, what }));
             }
         }
-        if let Some(member) = find_member(&mut *transaction, id, peer).await? {
+        if let Some(member) = find_member(&mut *transaction, id, peer.as_str()).await? {
             return Ok(Ok((member, false)));
         }
         if first_unknown(&mut *transaction, &[peer.to_string()]).await?.is_some() {
             return Ok(Err(GroupRefusal::UnknownPeer(peer.to_string())));
         }
-        if count_members(&mut *transaction, id).await? >= MEMBERS_PER_GROUP {
+        if self.count_places(&mut transaction, id).await? >= MEMBERS_PER_GROUP {
             return Ok(Err(GroupRefusal::Full));
         }
         let member = join(&mut *transaction, id, peer, role, self.clock.now()).await?;
@@ -424,15 +462,82 @@ impl Store {
         Ok(Ok((member, true)))
     }
 
-    /// Takes `peer` out of the group; a member that removes itself leaves. The group is closed
-    /// when nobody is left.
+    /// Asks `peer` of another gateway to join; returns its row, and the invitation unless it is a
+    /// member already. Asking again changes nothing while the invitation stands.
+    pub async fn invite_member(
+        &self,
+        id: &str,
+        inviter: &PeerId,
+        peer: &PeerAddress,
+        role: Role,
+    ) -> Outcome<(MemberRecord, Option<Invitation>)> {
+        if role != Role::Member {
+            return Ok(Err(GroupRefusal::OnlyMember(peer.clone())));
+        }
+        let name = peer.to_string();
+        let mut transaction = self.pool.begin().await?;
+        if !lock_group(&mut transaction, id).await? {
+            return Ok(Err(GroupRefusal::UnknownGroup));
+        }
+        match actor_role(&mut transaction, id, Actor::Peer(inviter)).await? {
+            Err(refusal) => return Ok(Err(refusal)),
+            Ok(Role::Admin | Role::Moderator) => {}
+            Ok(asker) => {
+                return Ok(Err(GroupRefusal::NotAllowed { role: asker, what: "add members" }));
+            }
+        }
+        if let Some(member) = find_member(&mut *transaction, id, &name).await? {
+            return Ok(Ok((member, None)));
+        }
+        let Some(group) = find_group(&mut *transaction, id).await? else {
+            return Ok(Err(GroupRefusal::UnknownGroup));
+        };
+        let now = self.clock.now();
+        let standing = find_invitation(&mut *transaction, id, &name, now).await?;
+        let is_new = standing.is_none();
+        let (message, inviter) = match standing {
+            Some(standing) => standing,
+            None if self.count_places(&mut transaction, id).await? >= MEMBERS_PER_GROUP => {
+                return Ok(Err(GroupRefusal::Full));
+            }
+            None => {
+                let message = Uuid::now_v7();
+                invite(&mut *transaction, id, &name, inviter, message, now).await?;
+                (message, inviter.clone())
+            }
+        };
+        let member = find_row(&mut *transaction, id, &name).await?;
+        transaction.commit().await?;
+        let invitation =
+            Invitation { message: MessageId(message), inviter, group_name: group.name, is_new };
+        Ok(member.map(|member| (member, Some(invitation))).ok_or(GroupRefusal::UnknownGroup))
+    }
+
+    /// Takes an invitation back that could not be sent.
+    pub async fn withdraw_invitation(&self, id: &str, message: MessageId) -> sqlx::Result<()> {
+        sqlx::query!(
+            r#"
+            update group_member set invited_at = null, invited_by = null, invitation = null
+            where group_id = $1 and invitation = $2 and left_at is not null
+            "#,
+            id,
+            message.0,
+        )
+        .execute(&self.pool)
+        .await
+        .map(drop)
+    }
+
+    /// Takes `peer` out of the group, or its invitation back; a member that removes itself leaves.
+    /// The group is closed when nobody of this gateway is left.
     pub async fn remove_member(
         &self,
         id: &str,
         actor: Actor<'_>,
-        peer: &PeerId,
+        peer: &PeerAddress,
         succession: Succession,
-    ) -> Outcome<()> {
+    ) -> Outcome<Removal> {
+        let name = peer.to_string();
         let mut transaction = self.pool.begin().await?;
         if !lock_group(&mut transaction, id).await? {
             return Ok(Err(GroupRefusal::UnknownGroup));
@@ -441,11 +546,16 @@ impl Store {
             Err(refusal) => return Ok(Err(refusal)),
             Ok(role) => role,
         };
-        let Some(member) = find_member(&mut *transaction, id, peer).await? else {
-            return Ok(Err(GroupRefusal::UnknownMember(peer.to_string())));
+        let Some(group) = find_group(&mut *transaction, id).await? else {
+            return Ok(Err(GroupRefusal::UnknownGroup));
+        };
+        let now = self.clock.now();
+        let Some(member) = find_row(&mut *transaction, id, &name).await? else {
+            return Ok(Err(GroupRefusal::UnknownMember(name)));
         };
         let role = member.role()?;
-        let leaves = matches!(actor, Actor::Peer(actor) if actor == peer);
+        let leaves =
+            matches!(actor, Actor::Peer(actor) if peer.gateway.is_none() && *actor == peer.peer);
         if !leaves && asker != Role::Admin && (asker, role) != (Role::Moderator, Role::Member) {
             let what = if asker == Role::Member {
                 "remove others"
@@ -456,22 +566,27 @@ impl Store {
         }
         if role == Role::Admin
             && succession == Succession::Appointed
-            && is_last_admin(&mut transaction, id, peer).await?
-            && count_members(&mut *transaction, id).await? > 1
+            && is_last_admin(&mut transaction, id, &name).await?
+            && count_own_members(&mut *transaction, id).await? > 1
         {
             return Ok(Err(GroupRefusal::LastAdmin));
         }
         sqlx::query!(
-            "update group_member set left_at = $3 where group_id = $1 and peer = $2",
+            r#"
+            update group_member
+            set left_at = $3, invited_at = null, invited_by = null, invitation = null
+            where group_id = $1 and peer = $2
+            "#,
             id,
-            peer.as_str(),
-            self.clock.now(),
+            name,
+            now,
         )
         .execute(&mut *transaction)
         .await?;
-        settle_group(&mut transaction, id).await?;
+        let closed_for = settle_group(&mut transaction, id, now).await?;
         transaction.commit().await?;
-        Ok(Ok(()))
+        let was_member = !member.is_invited;
+        Ok(Ok(Removal { group_name: group.name, was_member, closed_for }))
     }
 
     /// Gives a member another role.
@@ -479,9 +594,10 @@ impl Store {
         &self,
         id: &str,
         actor: Actor<'_>,
-        peer: &PeerId,
+        peer: &PeerAddress,
         role: Role,
     ) -> Outcome<MemberRecord> {
+        let name = peer.to_string();
         let mut transaction = self.pool.begin().await?;
         if !lock_group(&mut transaction, id).await? {
             return Ok(Err(GroupRefusal::UnknownGroup));
@@ -493,19 +609,22 @@ impl Store {
                 return Ok(Err(GroupRefusal::NotAllowed { role: asker, what: "change roles" }));
             }
         }
-        let Some(member) = find_member(&mut *transaction, id, peer).await? else {
-            return Ok(Err(GroupRefusal::UnknownMember(peer.to_string())));
+        let Some(member) = find_member(&mut *transaction, id, &name).await? else {
+            return Ok(Err(GroupRefusal::UnknownMember(name)));
         };
+        if peer.gateway.is_some() && role != Role::Member {
+            return Ok(Err(GroupRefusal::OnlyMember(peer.clone())));
+        }
         if member.role()? == Role::Admin
             && role != Role::Admin
-            && is_last_admin(&mut transaction, id, peer).await?
+            && is_last_admin(&mut transaction, id, &name).await?
         {
             return Ok(Err(GroupRefusal::LastAdmin));
         }
         sqlx::query!(
             "update group_member set role = $3 where group_id = $1 and peer = $2",
             id,
-            peer.as_str(),
+            name,
             role.as_str(),
         )
         .execute(&mut *transaction)
@@ -515,7 +634,8 @@ impl Store {
     }
 
     /// Who gets what `sender` sends to the group.
-    pub async fn group_fan_out(&self, id: &GroupId, sender: &PeerId) -> sqlx::Result<FanOut> {
+    pub async fn group_fan_out(&self, id: &GroupId, sender: &PeerAddress) -> sqlx::Result<FanOut> {
+        let sender = sender.to_string();
         let members = sqlx::query_scalar!(
             r#"
             select peer from group_member
@@ -531,12 +651,12 @@ impl Store {
         if members.is_empty() {
             return Ok(FanOut::Unknown);
         }
-        if !members.iter().any(|member| member == sender.as_str()) {
+        if !members.contains(&sender) {
             return Ok(FanOut::NotMember);
         }
         members
             .iter()
-            .filter(|member| *member != sender.as_str())
+            .filter(|member| **member != sender)
             .map(|member| parse(member))
             .collect::<sqlx::Result<_>>()
             .map(FanOut::Members)
@@ -597,6 +717,20 @@ impl Store {
         .await?;
         transaction.commit().await
     }
+
+    /// How many belong to the group or have been asked to.
+    async fn count_places(&self, connection: &mut PgConnection, id: &str) -> sqlx::Result<i64> {
+        sqlx::query_scalar!(
+            r#"
+            select count(*) as "count!" from group_member
+            where group_id = $1 and (left_at is null or invited_at > $2)
+            "#,
+            id,
+            self.clock.now() - INVITATION_LIFETIME,
+        )
+        .fetch_one(connection)
+        .await
+    }
 }
 
 /// Holds `creator`'s row, so that its groups are counted by one at a time.
@@ -624,7 +758,7 @@ async fn claim_creator(connection: &mut PgConnection, creator: &PeerId) -> Outco
 }
 
 /// Takes the group's row until the transaction ends; `false` if there is no such group.
-async fn lock_group(connection: &mut PgConnection, id: &str) -> sqlx::Result<bool> {
+pub(super) async fn lock_group(connection: &mut PgConnection, id: &str) -> sqlx::Result<bool> {
     let found = sqlx::query_scalar!(
         "select id from peer_group where id = $1 and is_active for no key update",
         id,
@@ -656,27 +790,85 @@ async fn find_group(executor: impl PgExecutor<'_>, id: &str) -> sqlx::Result<Opt
 async fn find_member(
     executor: impl PgExecutor<'_>,
     id: &str,
-    peer: &PeerId,
+    peer: &str,
+) -> sqlx::Result<Option<MemberRecord>> {
+    Ok(find_row(executor, id, peer).await?.filter(|row| !row.is_invited))
+}
+
+/// One who belongs to the group or has been asked to.
+async fn find_row(
+    executor: impl PgExecutor<'_>,
+    id: &str,
+    peer: &str,
 ) -> sqlx::Result<Option<MemberRecord>> {
     sqlx::query_as!(
         MemberRecord,
         r#"
-        select row_id, peer, role, joined_at, messages_sent
+        select row_id, peer, role, joined_at, messages_sent, left_at is not null as "is_invited!"
         from group_member
-        where group_id = $1 and peer = $2 and left_at is null
+        where group_id = $1 and peer = $2 and (left_at is null or invited_at is not null)
         "#,
         id,
-        peer.as_str(),
+        peer,
     )
     .fetch_optional(executor)
     .await
+}
+
+/// The message and the inviter of an invitation that stands.
+async fn find_invitation(
+    executor: impl PgExecutor<'_>,
+    id: &str,
+    peer: &str,
+    now: DateTime<Utc>,
+) -> sqlx::Result<Option<(Uuid, PeerId)>> {
+    let row = sqlx::query!(
+        r#"
+        select invitation as "invitation!", invited_by as "invited_by!" from group_member
+        where group_id = $1 and peer = $2 and left_at is not null and invited_at > $3
+        "#,
+        id,
+        peer,
+        now - INVITATION_LIFETIME,
+    )
+    .fetch_optional(executor)
+    .await?;
+    row.map(|row| Ok((row.invitation, parse(&row.invited_by)?))).transpose()
+}
+
+async fn invite(
+    executor: impl PgExecutor<'_>,
+    id: &str,
+    peer: &str,
+    inviter: &PeerId,
+    message: Uuid,
+    now: DateTime<Utc>,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"
+        insert into group_member (
+            group_id, peer, role, joined_at, left_at, invited_at, invited_by, invitation
+        ) values ($1, $2, 'member', $3, $3, $3, $4, $5)
+        on conflict (group_id, peer) do update
+        set role = 'member', joined_at = $3, left_at = $3, invited_at = $3, invited_by = $4,
+            invitation = $5
+        "#,
+        id,
+        peer,
+        now,
+        inviter.as_str(),
+        message,
+    )
+    .execute(executor)
+    .await
+    .map(drop)
 }
 
 async fn actor_role(connection: &mut PgConnection, id: &str, actor: Actor<'_>) -> Outcome<Role> {
     let Actor::Peer(peer) = actor else {
         return Ok(Ok(Role::Admin));
     };
-    match find_member(connection, id, peer).await? {
+    match find_member(connection, id, peer.as_str()).await? {
         Some(member) => Ok(Ok(member.role()?)),
         None => Ok(Err(GroupRefusal::NotAMember(peer.clone()))),
     }
@@ -695,7 +887,7 @@ async fn join(
         insert into group_member (group_id, peer, role, joined_at) values ($1, $2, $3, $4)
         on conflict (group_id, peer) do update
         set role = excluded.role, joined_at = excluded.joined_at, left_at = null
-        returning row_id, peer, role, joined_at, messages_sent
+        returning row_id, peer, role, joined_at, messages_sent, false as "is_invited!"
         "#,
         id,
         peer.as_str(),
@@ -706,10 +898,12 @@ async fn join(
     .await
 }
 
-async fn count_members(executor: impl PgExecutor<'_>, id: &str) -> sqlx::Result<i64> {
+/// How many peers of this gateway belong to the group.
+async fn count_own_members(executor: impl PgExecutor<'_>, id: &str) -> sqlx::Result<i64> {
     sqlx::query_scalar!(
         r#"
-        select count(*) as "count!" from group_member where group_id = $1 and left_at is null
+        select count(*) as "count!" from group_member
+        where group_id = $1 and left_at is null and position('@' in peer) = 0
         "#,
         id,
     )
@@ -717,11 +911,7 @@ async fn count_members(executor: impl PgExecutor<'_>, id: &str) -> sqlx::Result<
     .await
 }
 
-async fn is_last_admin(
-    connection: &mut PgConnection,
-    id: &str,
-    peer: &PeerId,
-) -> sqlx::Result<bool> {
+async fn is_last_admin(connection: &mut PgConnection, id: &str, peer: &str) -> sqlx::Result<bool> {
     sqlx::query_scalar!(
         r#"
         select not exists (
@@ -730,14 +920,19 @@ async fn is_last_admin(
         ) as "last!"
         "#,
         id,
-        peer.as_str(),
+        peer,
     )
     .fetch_one(connection)
     .await
 }
 
-/// Sees to it that a group without an admin gets one, and that one without members is closed.
-async fn settle_group(connection: &mut PgConnection, id: &str) -> sqlx::Result<()> {
+/// Sees to it that a group without an admin gets one, and that one without members of this gateway
+/// is closed; returns who belonged to a closed one from elsewhere.
+async fn settle_group(
+    connection: &mut PgConnection,
+    id: &str,
+    now: DateTime<Utc>,
+) -> sqlx::Result<Option<Vec<PeerAddress>>> {
     sqlx::query!(
         r#"
         update group_member
@@ -749,7 +944,7 @@ async fn settle_group(connection: &mut PgConnection, id: &str) -> sqlx::Result<(
           )
           and peer = (
               select peer from group_member
-              where group_id = $1 and left_at is null
+              where group_id = $1 and left_at is null and position('@' in peer) = 0
               order by role = 'moderator' desc, joined_at, peer
               limit 1
           )
@@ -758,18 +953,42 @@ async fn settle_group(connection: &mut PgConnection, id: &str) -> sqlx::Result<(
     )
     .execute(&mut *connection)
     .await?;
-    sqlx::query!(
+    let closed = sqlx::query!(
         r#"
         update peer_group
         set is_active = false
-        where id = $1
-          and not exists (select from group_member where group_id = $1 and left_at is null)
+        where id = $1 and not exists (
+            select from group_member
+            where group_id = $1 and left_at is null and position('@' in peer) = 0
+        )
         "#,
         id,
     )
     .execute(&mut *connection)
     .await?;
-    Ok(())
+    if closed.rows_affected() == 0 {
+        return Ok(None);
+    }
+    sqlx::query_scalar!(
+        r#"
+        with before as (
+            select peer from group_member where group_id = $1 and left_at is null
+        ), gone as (
+            update group_member
+            set left_at = $2, invited_at = null, invited_by = null, invitation = null
+            where group_id = $1 and (left_at is null or invited_at is not null)
+        )
+        select peer from before order by peer
+        "#,
+        id,
+        now,
+    )
+    .fetch_all(connection)
+    .await?
+    .iter()
+    .map(|peer| parse(peer))
+    .collect::<sqlx::Result<_>>()
+    .map(Some)
 }
 
 /// The first of `peers` that is not registered.

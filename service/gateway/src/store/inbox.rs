@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use fieldpost_delivery::{
-    Held, Inbound, Message, Received, Settled, Time, known_after, pass_over, release,
-};
+use fieldpost_delivery::{Held, Inbound, Received, Settled, Time, known_after, pass_over, release};
 use fieldpost_envelope::{GatewayId, LaneSeq, MessageId, MessageStatus, PeerId, Recipient};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -63,7 +61,7 @@ impl Store {
         order_wait: Duration,
     ) -> sqlx::Result<Received> {
         let message = &inbound.message;
-        let Some(gateway) = message.sender.gateway else {
+        let Some(gateway) = inbound.signer() else {
             return Ok(Received::Refused("the sender names no gateway".to_owned()));
         };
         let mut transaction = self.pool.begin().await?;
@@ -180,13 +178,13 @@ impl Store {
         let mut transaction = self.pool.begin().await?;
         let overdue = sqlx::query!(
             r#"
-            select sender, recipient, level, max(lane_seq) as "furthest!"
+            select sender, gateway, recipient, level, max(lane_seq) as "furthest!"
             from (
-                select sender, recipient, level, lane_seq from inbound
+                select sender, gateway, recipient, level, lane_seq from inbound
                 where release_at <= $1 order by release_at limit $2
             ) as waiting
-            group by sender, recipient, level
-            order by sender, recipient, level
+            group by sender, gateway, recipient, level
+            order by sender, gateway, recipient, level
             "#,
             now,
             i64::try_from(limit).unwrap_or(i64::MAX),
@@ -197,7 +195,8 @@ impl Store {
         for row in overdue {
             let recipient: PeerId = words::parse(&row.recipient)?;
             let mut lane =
-                Lane::named(&mut transaction, row.sender, row.recipient, row.level).await?;
+                Lane::named(&mut transaction, row.sender, row.gateway, row.recipient, row.level)
+                    .await?;
             let due = Some(LaneSeq(row.furthest.unsigned_abs()));
             lane.release(&mut transaction, due, || self.acceptance_time(now)).await?;
             grown.push(recipient);
@@ -216,6 +215,8 @@ impl Store {
 /// One incoming lane, locked until the transaction ends.
 struct Lane {
     sender: String,
+    /// Whoever counts the lane and gets the receipts: the sender's gateway, or a group's home.
+    gateway: String,
     recipient: String,
     level: i16,
     last_shown: Option<LaneSeq>,
@@ -228,13 +229,15 @@ impl Lane {
     async fn lock(connection: &mut PgConnection, inbound: &Inbound) -> sqlx::Result<Self> {
         let message = &inbound.message;
         let level = words::level_number(message.min_anonymity);
-        Self::named(connection, message.sender.to_string(), inbound.recipient.to_string(), level)
-            .await
+        let gateway = inbound.signer().map(|gateway| gateway.to_string()).unwrap_or_default();
+        let (sender, recipient) = (message.sender.to_string(), inbound.recipient.to_string());
+        Self::named(connection, sender, gateway, recipient, level).await
     }
 
     async fn named(
         connection: &mut PgConnection,
         sender: String,
+        gateway: String,
         recipient: String,
         level: i16,
     ) -> sqlx::Result<Self> {
@@ -244,7 +247,7 @@ impl Lane {
             on conflict (sender, recipient, level) do update set last_shown = lane_in.last_shown
             returning last_shown
             "#,
-            sender,
+            lane_name(&sender, &gateway),
             recipient,
             level,
         )
@@ -253,11 +256,13 @@ impl Lane {
         let held: Vec<Held> = sqlx::query!(
             r#"
             select message_id, lane_seq as "lane_seq!", after_seq from inbound
-            where sender = $1 and recipient = $2 and level = $3 and release_at is not null
+            where sender = $1 and recipient = $2 and level = $3 and gateway = $4
+              and release_at is not null
             "#,
             sender,
             recipient,
             level,
+            gateway,
         )
         .fetch_all(connection)
         .await?
@@ -269,7 +274,7 @@ impl Lane {
         })
         .collect();
         let last_shown = (last > 0).then(|| LaneSeq(last.unsigned_abs()));
-        Ok(Self { sender, recipient, level, last_shown, stored: held.clone(), held })
+        Ok(Self { sender, gateway, recipient, level, last_shown, stored: held.clone(), held })
     }
 
     /// Shows what may be shown, and keeps what was learnt of the rest.
@@ -324,7 +329,7 @@ impl Lane {
             update lane_in set last_shown = $4
             where sender = $1 and recipient = $2 and level = $3 and last_shown < $4
             "#,
-            self.sender,
+            lane_name(&self.sender, &self.gateway),
             self.recipient,
             self.level,
             self.last_shown.map_or(0, lane_number),
@@ -359,7 +364,7 @@ async fn insert_inbound(
         inbound_conversation(inbound),
         release_at.is_none().then_some(at),
         inbound.envelope.as_slice(),
-        receipts_to(message).map(|gateway| gateway.to_string()).unwrap_or_default(),
+        receipts_to(inbound).map(|gateway| gateway.to_string()).unwrap_or_default(),
         inbound.transport,
         words::level_number(message.min_anonymity),
         inbound.lane_seq.map(lane_number),
@@ -455,8 +460,17 @@ async fn owe_stored(
 }
 
 /// The gateway that wants receipts of a message, if one does.
-fn receipts_to(message: &Message) -> Option<GatewayId> {
-    message.sender.gateway.filter(|_| message.to != Recipient::Broadcast)
+fn receipts_to(inbound: &Inbound) -> Option<GatewayId> {
+    inbound.signer().filter(|_| inbound.message.to != Recipient::Broadcast)
+}
+
+/// What a lane is called: a group's home counts what it passes on apart from what its senders send
+/// themselves. No address holds a space.
+fn lane_name(sender: &str, gateway: &str) -> String {
+    match sender.rsplit_once('@') {
+        Some((_, home)) if home != gateway => format!("{sender} via {gateway}"),
+        _ => sender.to_owned(),
+    }
 }
 
 fn inbound_conversation(inbound: &Inbound) -> i64 {

@@ -91,7 +91,7 @@ impl Store {
             if !rows.contact_peer.is_empty() {
                 rows.insert_contacts(&mut transaction).await?;
             }
-            grant_files(&mut transaction, batch, &fresh).await?;
+            grant_files(&mut transaction, now, batch, &fresh).await?;
             if self.announces && !rows.inbox_recipient.is_empty() {
                 self.announce(&mut transaction, &rows.inbox_recipient).await?;
             }
@@ -478,13 +478,21 @@ impl Store {
         let (content, wishes) = content::decode(plain, row.is_text).map_err(sqlx::Error::Decode)?;
         Ok(Message {
             id: MessageId(row.message_id),
-            sender: words::parse(&row.sender)?,
+            sender: self.as_written_here(words::parse(&row.sender)?)?,
             to: words::parse(&row.addressed_to)?,
             content,
             expires_at: row.expires_at,
             priority: words::priority(row.priority)?,
             min_anonymity: words::level(row.min_anonymity)?,
             wishes,
+        })
+    }
+
+    /// A peer of this gateway whose message came back from a group elsewhere loses its `@gateway`.
+    fn as_written_here(&self, sender: PeerAddress) -> sqlx::Result<PeerAddress> {
+        Ok(match sender.gateway {
+            None => sender,
+            Some(_) => sender.seen_from(self.identity()?.gateway_id),
         })
     }
 
@@ -655,9 +663,10 @@ async fn locate(
     .await
 }
 
-/// Lets recipients read the files that came with what is fresh.
+/// Lets recipients read the files that came with what is fresh, and their gateways fetch them.
 async fn grant_files(
     connection: &mut PgConnection,
+    now: Time,
     batch: &[Submission],
     fresh: &HashMap<(Uuid, String), Time>,
 ) -> sqlx::Result<()> {
@@ -680,6 +689,18 @@ async fn grant_files(
             &readers,
         )
         .await?;
+        let mut gateways: Vec<String> = deliveries
+            .iter()
+            .filter_map(fieldpost_delivery::signer_of)
+            .map(|gateway| gateway.to_string())
+            .collect();
+        gateways.sort_unstable();
+        gateways.dedup();
+        if !gateways.is_empty() {
+            let level = words::level_number(message.min_anonymity);
+            let files = &message.content.file_ids;
+            Store::hand_on_files(&mut *connection, now, files, level, &[], &gateways).await?;
+        }
     }
     Ok(())
 }

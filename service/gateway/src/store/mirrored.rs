@@ -178,7 +178,7 @@ impl Store {
             r#"
             select peer from group_member
             join peer_group on peer_group.id = group_id
-            where group_id = $1 and is_active and left_at is null
+            where group_id = $1 and is_active and left_at is null and position('@' in peer) = 0
             order by peer = created_by desc, joined_at, peer
             limit 1
             "#,

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
-use super::{known_group, known_peer, new_group, reader};
+use super::{elsewhere, known_group, known_member, new_group, reader};
 use crate::{
     Gateway,
     http::{
@@ -155,7 +155,7 @@ pub(super) async fn members(
         Err(GroupRefusal::UnknownGroup) => return Ok(axum::Json(Vec::new())),
         group => group?,
     };
-    let members = gateway.store.group_members_page(&group.id, "", MEMBERS_PER_GROUP).await?;
+    let members = gateway.store.group_members_page(&group.id, "", MEMBERS_PER_GROUP, false).await?;
     let members = members.into_iter().map(|member| BitchatMembership::of(&group.id, member));
     Ok(axum::Json(members.collect()))
 }
@@ -200,7 +200,7 @@ pub(super) async fn add_member(
     tag = "bitchat",
     params(
         ("group_id" = String, Path, description = "The group", min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9._:-]{1,128}$", example = "0f5b41d9a6c84b0e9d2f7c3a1e6b8d54"),
-        ("peer_id" = String, Path, description = "The member", min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$", example = "bob"),
+        ("peer_id" = String, Path, description = "The member", min_length = 1, max_length = 181, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(?:@[a-z2-7]{51}[aq])?$", example = "bob"),
     ),
     responses(
         (status = 200, description = "No longer a member", body = BitchatMemberRemoved, example = json!({
@@ -216,8 +216,15 @@ pub(super) async fn remove_member(
     Path((group_id, peer)): Path<(String, String)>,
 ) -> Result<axum::Json<BitchatMemberRemoved>, ApiError> {
     let actor = actor(&caller)?;
-    let (group_id, peer) = (known_group(&group_id)?, known_peer(&peer)?);
-    gateway.store.remove_member(&group_id, actor, &peer, Succession::Automatic).await??;
+    let (group_id, peer) = (known_group(&group_id)?, known_member(&gateway, &peer)?);
+    let removal =
+        gateway.store.remove_member(&group_id, actor, &peer, Succession::Automatic).await??;
+    let teller = match (caller.peer(), group_id.parse()) {
+        (Some(peer), _) => Some(peer.clone()),
+        (None, Ok(id)) => gateway.store.first_of_group(&id).await?,
+        (None, Err(_)) => None,
+    };
+    elsewhere::tell_of_removal(&gateway, teller, &group_id, &peer, removal).await;
     let message = format!("{peer} is no longer a member of the group");
     Ok(axum::Json(BitchatMemberRemoved { message }))
 }
