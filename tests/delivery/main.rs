@@ -7,3 +7,5 @@ mod federation;
 mod hostile;
 mod privacy;
 mod trust;
+mod remote_files;
+mod remote_groups;
