@@ -30,7 +30,7 @@ use crate::{
         submit::{Draft, LONGEST_BROADCAST_TTL, MAX_FILES, Submitted, check_ttl, submit},
     },
     inbox::groups::RESERVED,
-    store::{conversation, status_of},
+    store::{conversation, group_inbound::GroupWord, status_of},
 };
 
 /// The most content of one message, in bytes.
@@ -204,7 +204,13 @@ async fn talks(gateway: &Gateway, peer: &PeerId, with: Option<&str>) -> Result<V
 const MAX_TALKS: i64 = 10_000;
 
 /// A recipient is not shown in a list what it might never be shown in its inbox.
+///
+/// What a peer has its gateway say to the home of a group is no message to anybody.
 pub(super) fn is_shown(peer: &PeerId, record: &Record) -> bool {
+    let message_type = record.message.content.message_type.as_deref();
+    if GroupWord::of_type(message_type) != GroupWord::Message {
+        return false;
+    }
     is_sender(peer, record)
         || own_delivery(peer, record).is_some_and(|delivery| {
             !matches!(delivery.status, MessageStatus::Pending | MessageStatus::Cancelled)
