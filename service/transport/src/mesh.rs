@@ -131,6 +131,7 @@ struct Shared {
 struct Posted {
     rosters: VecDeque<(SignedRoster, Option<SignedRoster>)>,
     warm: Option<BTreeSet<GatewayId>>,
+    missed: BTreeSet<GatewayId>,
     certificate: Option<SignedCertificate>,
 }
 
@@ -301,6 +302,15 @@ impl Transport for MeshTransport {
 
     async fn receive_roster(&self) -> Option<HeardRoster> {
         self.heard.lock().await.recv().await
+    }
+
+    fn roster_missed(&self, gateway: GatewayId) {
+        // Whoever is not linked tells its roster anew with the next link.
+        if self.reachable.borrow().contains(&gateway.to_string()) {
+            self.post(|posted| {
+                posted.missed.insert(gateway);
+            });
+        }
     }
 
     fn serve_files(&self, source: Arc<dyn FileSource>) {

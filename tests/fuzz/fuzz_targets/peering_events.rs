@@ -5,9 +5,7 @@
 use std::time::{Duration, Instant};
 
 use fieldpost_envelope::{Certificate, NodePurpose, Timestamp};
-use fieldpost_peering::{
-    Action, Event, Identity, LinkId, Moment, NodeId, Peering, limits,
-};
+use fieldpost_peering::{Action, Event, Identity, LinkId, Moment, NodeId, Peering, limits};
 use libfuzzer_sys::fuzz_target;
 use rand::{SeedableRng, rngs::StdRng};
 
@@ -32,7 +30,11 @@ fuzz_target!(|bytes: &[u8]| {
         rest = after;
         let body = body.to_vec().into();
         let event = match kind % 8 {
-            0 => Event::Connected { link, node: NodeId([link.0 as u8; 32]), is_dialled: kind & 8 > 0 },
+            0 => Event::Connected {
+                link,
+                node: NodeId([link.0 as u8; 32]),
+                is_dialled: kind & 8 > 0,
+            },
             1 | 2 => Event::Frame { link, bytes: body },
             3 => Event::Batch { link, body },
             4 => Event::Rosters { link, body },
@@ -46,7 +48,10 @@ fuzz_target!(|bytes: &[u8]| {
         let now = Moment { at, wall: time(NOW) };
         for action in peering.handle(now, event) {
             // None of these neighbours can sign a certificate for its key.
-            assert!(!matches!(action, Action::Deliver { .. } | Action::Hear { .. } | Action::Open { .. }));
+            assert!(!matches!(
+                action,
+                Action::Deliver { .. } | Action::Hear { .. } | Action::Open { .. }
+            ));
         }
         assert!(peering.links() <= limits::LINKS + limits::HALF_OPEN + 80);
     }

@@ -136,6 +136,12 @@ impl Transport for LateTransport {
         self.running().await?.receive_roster().await
     }
 
+    fn roster_missed(&self, gateway: GatewayId) {
+        if let Some(transport) = self.current() {
+            transport.roster_missed(gateway);
+        }
+    }
+
     fn serve_files(&self, source: Arc<dyn FileSource>) {
         let mut wishes = self.wishes();
         if let Some(transport) = self.current() {

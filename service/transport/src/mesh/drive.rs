@@ -150,6 +150,9 @@ impl Driver {
         if let Some(gateways) = posted.warm {
             self.feed(Event::KeepWarm(gateways));
         }
+        for gateway in posted.missed {
+            self.feed(Event::RosterLost { gateway });
+        }
         for (roster, delta) in posted.rosters {
             self.feed(Event::Publish { roster, delta });
         }
