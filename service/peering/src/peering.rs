@@ -194,6 +194,8 @@ pub enum Action {
     Dial {
         /// Whom.
         node: NodeId,
+        /// For how long, at most.
+        patience: Duration,
     },
     /// Forget where a node is.
     Forget {
@@ -530,7 +532,8 @@ impl<R: Rng> Peering<R> {
         let (due, forgotten) = self.table.due(now.at, room);
         self.counters.dials += due.len() as u64;
         self.actions.extend(forgotten.into_iter().map(|node| Action::Forget { node }));
-        self.actions.extend(due.into_iter().map(|node| Action::Dial { node }));
+        let dial = |(node, patience)| Action::Dial { node, patience };
+        self.actions.extend(due.into_iter().map(dial));
     }
 
     fn room_for_dials(&self) -> usize {

@@ -51,6 +51,21 @@ struct Known {
     met: Instant,
 }
 
+impl Known {
+    /// How long an attempt may take.
+    ///
+    /// One on the local network is short, since one that began while the cable was out, or before the
+    /// other's hardware address was found, takes the wait for the way and is slow ever after. Now and
+    /// then one is long, for a neighbour that is busy.
+    fn patience(&self) -> Duration {
+        match self.nearby {
+            Some(_) if self.failures % 4 < 3 => SHORT_PATIENCE,
+            Some(_) => LONG_PATIENCE,
+            None => FAR_PATIENCE,
+        }
+    }
+}
+
 impl Table {
     /// Takes in that a node can be dialled. Gives back who had to be forgotten for it; itself if
     /// there is no room.
@@ -148,8 +163,12 @@ impl Table {
         }
     }
 
-    /// Those to be dialled now; whoever has been given up is in the second list.
-    pub(crate) fn due(&mut self, now: Instant, room: usize) -> (Vec<NodeId>, Vec<NodeId>) {
+    /// Those to be dialled now and for how long; whoever has been given up is in the second list.
+    pub(crate) fn due(
+        &mut self,
+        now: Instant,
+        room: usize,
+    ) -> (Vec<(NodeId, Duration)>, Vec<NodeId>) {
         let mut forgotten = Vec::new();
         self.nodes.retain(|node, known| {
             let is_gone = !known.is_bootstrap
@@ -180,13 +199,14 @@ impl Table {
             })
             .collect();
         due.sort_unstable();
-        let due: Vec<NodeId> = due.into_iter().take(most).map(|(_, _, node)| node).collect();
-        for node in &due {
-            if let Some(known) = self.nodes.get_mut(node) {
+        let mut dials = Vec::new();
+        for (_, _, node) in due.into_iter().take(most) {
+            if let Some(known) = self.nodes.get_mut(&node) {
                 known.dialling = Some(now);
+                dials.push((node, known.patience()));
             }
         }
-        (due, forgotten)
+        (dials, forgotten)
     }
 
     pub(crate) fn next_deadline(&self, room: usize) -> Option<Instant> {
@@ -211,6 +231,9 @@ impl Table {
 pub(crate) const FAULT: u32 = 8;
 /// The most nodes that are remembered.
 pub(crate) const KNOWN: usize = 1024;
+const SHORT_PATIENCE: Duration = Duration::from_millis(600);
+const LONG_PATIENCE: Duration = Duration::from_millis(1200);
+const FAR_PATIENCE: Duration = Duration::from_secs(5);
 const DIALS: usize = 16;
 /// The driver gives up earlier; this is for one that forgets to say so.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);

@@ -404,6 +404,7 @@ fn transport_config() -> QuicTransportConfig {
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .receive_window(VarInt::from_u32(LINK_WINDOW))
         .send_window(u64::from(LINK_WINDOW))
+        .initial_rtt(INITIAL_RTT)
         // The core notices earlier; this is for a connection that never became a link.
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_MS))))
         .build()
@@ -431,6 +432,8 @@ const STREAMS: u32 = 64;
 const STREAM_WINDOW: u32 = 1024 * 1024;
 const LINK_WINDOW: u32 = 8 * 1024 * 1024;
 const IDLE_MS: u32 = 10_000;
+/// What a packet that is lost before any came back is repeated by; most links are short.
+const INITIAL_RTT: Duration = Duration::from_millis(100);
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(1900);
 
 #[cfg(test)]

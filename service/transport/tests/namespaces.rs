@@ -27,6 +27,9 @@ use tokio::{
 #[test]
 fn gateways_on_one_cable_find_each_other_and_again_when_it_returns() {
     let Some(cable) = Cable::lay() else { return };
+    // `RUST_LOG=iroh=debug,fieldpost_transport=debug` tells what happens in between.
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let (alpha, bravo) =
         (Machine::start(&cable.namespaces[0], 1), Machine::start(&cable.namespaces[1], 2));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -70,6 +73,7 @@ fn gateways_on_one_cable_find_each_other_and_again_when_it_returns() {
             reaches(&nodes[0], &other, Duration::from_secs(10)).await;
             reaches(&nodes[1], &one, Duration::from_secs(10)).await;
             let linked = begin.elapsed();
+            tracing::info!("linked after {linked:?}");
             carry(&nodes).await;
             let took = begin.elapsed();
             eprintln!("round {round}: noticed after {noticed:?}, linked after {linked:?}, envelopes again after {took:?}");
@@ -176,8 +180,10 @@ async fn carry(nodes: &[Arc<MeshTransport>; 2]) {
         let (sender, receiver) = (&nodes[from as usize - 1], &nodes[to as usize - 1]);
         for size in [64, 1024 * 1024] {
             let envelope = envelope(from, to, size);
+            let begin = Instant::now();
             sender.send(&id(to).to_string(), envelope.clone()).await.unwrap();
             let came = timeout(Duration::from_secs(5), receiver.receive()).await.unwrap();
+            tracing::info!("{size} bytes from {from} to {to} took {:?}", begin.elapsed());
             assert_eq!(came.unwrap(), envelope.into_bytes());
         }
     }

@@ -163,7 +163,7 @@ fn everybody_ends_with_the_newest_roster_whatever_was_cut() {
                 match heard.base {
                     None => peers.clear(),
                     Some(base) => {
-                        assert_eq!(base, known, "seed {seed}: a delta that does not follow")
+                        assert_eq!(base, known, "seed {seed}: a delta that does not follow");
                     }
                 }
                 assert!(heard.number > known, "seed {seed}: an old roster was passed up");

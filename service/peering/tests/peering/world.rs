@@ -133,7 +133,7 @@ impl World {
 
     fn act(&mut self, place: usize, action: Action) {
         match action {
-            Action::Dial { node } => self.dial(place, node),
+            Action::Dial { node, patience } => self.dial(place, node, patience),
             Action::Write { link, frame } => {
                 let bytes = frame.slice(4..);
                 self.carry(place, link, true, |link| Event::Frame { link, bytes });
@@ -170,11 +170,11 @@ impl World {
         }
     }
 
-    fn dial(&mut self, place: usize, node: NodeId) {
+    fn dial(&mut self, place: usize, node: NodeId, patience: Duration) {
         self.nodes[place].dials.push(self.now);
         let other = self.nodes.iter().position(|other| other.id == node);
         match other.filter(|other| !self.cuts.contains(&pair(place, *other))) {
-            None => self.later(Duration::from_millis(1200), place, Event::DialFailed { node }),
+            None => self.later(patience, place, Event::DialFailed { node }),
             Some(other) => {
                 self.last_link += 1;
                 let link = LinkId(self.last_link);

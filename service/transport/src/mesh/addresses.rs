@@ -85,10 +85,6 @@ impl AddressBook {
 }
 
 impl Places {
-    pub(super) fn are_nearby(&self) -> bool {
-        !self.nearby.is_empty()
-    }
-
     /// Looks up the names among them.
     pub(super) async fn resolve(self, node: EndpointId) -> EndpointAddr {
         let mut addresses: Vec<TransportAddr> =

@@ -218,7 +218,7 @@ impl Driver {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Dial { node } => self.dial(node),
+            Action::Dial { node, patience } => self.dial(node, patience),
             Action::Forget { node } => self.addresses.forget(node),
             Action::Open { link, gateway } => {
                 info!(gateway.id = %gateway, "a gateway is linked");
@@ -285,14 +285,13 @@ impl Driver {
         });
     }
 
-    fn dial(&mut self, node: NodeId) {
+    fn dial(&mut self, node: NodeId, patience: Duration) {
         let Ok(id) = EndpointId::from_bytes(&node.0) else {
             // Nobody can hold this key.
             return self.feed(Event::DialFailed { node });
         };
         let (endpoint, inputs) = (self.endpoint.clone(), self.inputs.clone());
         let places = self.addresses.places(node);
-        let patience = if places.are_nearby() { DIAL_NEARBY } else { DIAL };
         let task = self.tasks.spawn(async move {
             let connecting = async {
                 let address = places.resolve(id).await;
@@ -388,9 +387,6 @@ async fn wait_until(deadline: Option<Instant>) {
 const BURST: usize = 256;
 /// Bytes in memory for streams that have not ended, of all links.
 const READING: usize = 128 * 1024 * 1024;
-const DIAL: Duration = Duration::from_secs(5);
-/// Short, since an attempt that began while a cable was out waits longer and longer between packets.
-const DIAL_NEARBY: Duration = Duration::from_millis(900);
 const HANDSHAKES: usize = 64;
 const UNVALIDATED: usize = 8;
 const HANDSHAKE: Duration = Duration::from_secs(5);
