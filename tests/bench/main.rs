@@ -11,6 +11,7 @@ mod floor;
 mod latency;
 mod load;
 mod measure;
+mod mesh;
 mod server;
 mod sockets;
 mod table;
@@ -19,7 +20,7 @@ use std::process::ExitCode;
 
 use crate::table::Table;
 
-const BENCHES: [&str; 5] = ["accept", "latency", "sockets", "drain", "failover"];
+const BENCHES: [&str; 6] = ["accept", "latency", "sockets", "drain", "failover", "mesh"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -54,6 +55,9 @@ fn main() -> ExitCode {
         }
         if wanted("failover") {
             failover::run(&mut table).await;
+        }
+        if wanted("mesh") {
+            mesh::raw(&mut table).await;
         }
         table.print();
     });

@@ -99,7 +99,12 @@ impl Table {
             met: now,
         });
         match source {
-            Source::Nearby => known.nearby = Some(now),
+            Source::Nearby => {
+                known.nearby = Some(now);
+                if known.failures < FAULT {
+                    known.next_dial = known.next_dial.map(|at| at.min(now + head_start));
+                }
+            }
             Source::Bootstrap => known.is_bootstrap = true,
         }
         known.met = now;

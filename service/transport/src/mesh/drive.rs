@@ -70,6 +70,7 @@ pub(super) struct Driver {
     last_token: u64,
     room: Arc<Semaphore>,
     tasks: JoinSet<()>,
+    warned_at: Option<Instant>,
 }
 
 impl Driver {
@@ -96,6 +97,7 @@ impl Driver {
             last_token: 0,
             room: Arc::new(Semaphore::new(READING)),
             tasks: JoinSet::new(),
+            warned_at: None,
         }
     }
 
@@ -242,7 +244,10 @@ impl Driver {
                 }
             }
             Action::Close { link, refusal } => {
-                if refusal.is_fault() {
+                // A stranger decides how often this happens; the counters have all of them.
+                let is_due = self.warned_at.is_none_or(|at| at.elapsed() >= WARNINGS_APART);
+                if refusal.is_fault() && is_due {
+                    self.warned_at = Some(Instant::now());
                     warn!(link.reason = %refusal, "a link is refused");
                 } else {
                     debug!(link.reason = %refusal, "a link is ended");
@@ -390,5 +395,6 @@ const READING: usize = 128 * 1024 * 1024;
 const HANDSHAKES: usize = 64;
 const UNVALIDATED: usize = 8;
 const HANDSHAKE: Duration = Duration::from_secs(5);
+const WARNINGS_APART: Duration = Duration::from_secs(10);
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
 const CLOSING: Duration = Duration::from_secs(1);

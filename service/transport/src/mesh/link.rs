@@ -16,7 +16,11 @@ use fieldpost_peering::{
 };
 use iroh::endpoint::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    sync::{
+        OwnedSemaphorePermit, Semaphore,
+        mpsc::{self, error::TrySendError},
+        oneshot,
+    },
     task::JoinSet,
     time::{Instant, timeout},
 };
@@ -57,7 +61,8 @@ impl LinkEnd {
 
     /// Writes a frame on the control stream; `false` if the other side has not read for long.
     pub(super) fn write(&self, frame: Bytes) -> bool {
-        self.frames.try_send(frame).is_ok()
+        // Where nobody takes frames any more, the link has ended, and the driver hears of it.
+        !matches!(self.frames.try_send(frame), Err(TrySendError::Full(_)))
     }
 
     pub(super) fn put_batch(&mut self, number: u64, envelopes: &[Bytes], is_large: bool) {
