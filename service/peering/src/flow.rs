@@ -86,6 +86,10 @@ impl Flow {
         self.bytes
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.envelopes == 0
+    }
+
     /// Lets an envelope wait, or gives it back where no more may.
     pub(crate) fn push(&mut self, item: Item) -> Result<(), Item> {
         let length = item.envelope.len();

@@ -27,6 +27,8 @@ pub(crate) struct Link {
 #[derive(Debug)]
 pub(crate) struct Open {
     pub(crate) gateway: GatewayId,
+    /// Since when another link to the node is used instead, if so.
+    pub(crate) retired: Option<Instant>,
     /// Until when the neighbour's certificate holds.
     pub(crate) not_after: Timestamp,
     pub(crate) flow: Flow,
@@ -42,6 +44,15 @@ pub(crate) struct Open {
     pub(crate) asked_at: Instant,
     /// Whether it is to be asked again, since one was missed.
     pub(crate) misses: bool,
+}
+
+impl Open {
+    /// When a link that is not used any more ends: soon once all on it was answered, and not before
+    /// the other side has surely opened the one that is used instead.
+    pub(crate) fn ends_at(&self) -> Option<Instant> {
+        let grace = if self.flow.is_empty() { RETIREMENT } else { LONGEST_RETIREMENT };
+        self.retired.map(|since| since + grace)
+    }
 }
 
 impl Link {
@@ -77,5 +88,7 @@ impl Link {
     }
 }
 
+const RETIREMENT: Duration = Duration::from_millis(700);
+const LONGEST_RETIREMENT: Duration = Duration::from_secs(30);
 const PING_INTERVAL: Duration = Duration::from_millis(800);
 const SILENCE: Duration = Duration::from_millis(2400);

@@ -15,7 +15,7 @@ use rand::{Rng, RngExt};
 use crate::{
     counters::{Counters, Refusal},
     flow::{Item, SendFailure},
-    link::{Link, LinkId, Open},
+    link::{Link, LinkId},
     rosters::{Others, Own},
     table::{FAULT, NodeId, Source, Table},
     wire::{Frame, Hello, VERSION},
@@ -347,10 +347,11 @@ impl<R: Rng> Peering<R> {
             return None;
         }
         let links = self.links.values().flat_map(|link| match &link.open {
-            None => [Some(link.since + HELLO_TIMEOUT), None, None, None],
+            None => [Some(link.since + HELLO_TIMEOUT), None, None, None, None],
             Some(open) => [
                 Some(link.ping_at()),
                 open.flow.stalls_at(),
+                open.ends_at(),
                 open.asks.and(open.told_at).map(|at| at + TELL_INTERVAL),
                 open.misses.then_some(open.asked_at + ASK_INTERVAL),
             ],
@@ -365,11 +366,11 @@ impl<R: Rng> Peering<R> {
 
     /// The least busy link to a gateway.
     pub fn link_to(&self, gateway: GatewayId) -> Option<LinkId> {
-        let bytes = |link: &LinkId| {
+        let rank = |link: &LinkId| {
             let open = self.links.get(link).and_then(|link| link.open.as_ref());
-            open.map_or(usize::MAX, |open| open.flow.bytes())
+            open.map(|open| (open.retired.is_some(), open.flow.bytes()))
         };
-        self.open.get(&gateway)?.iter().copied().min_by_key(bytes)
+        self.open.get(&gateway)?.iter().copied().min_by_key(rank)
     }
 
     /// What was counted so far.
@@ -502,6 +503,8 @@ impl<R: Rng> Peering<R> {
                 ends.push((*id, Refusal::Silent));
             } else if open.flow.stalls_at().is_some_and(|at| now.at >= at) {
                 ends.push((*id, Refusal::Stalled));
+            } else if open.ends_at().is_some_and(|at| now.at >= at) {
+                ends.push((*id, Refusal::Duplicate));
             } else if now.at >= link.ping_at() {
                 link.ping(now.at);
                 pings.push(*id);
@@ -587,7 +590,10 @@ impl<R: Rng> Peering<R> {
             let moment = most.mul_f64(self.rng.random_range(0.5..=1.0));
             self.table.unlink(now.at, link.node, moment);
         }
-        let Open { gateway, flow, .. } = open;
+        let gateway = open.gateway;
+        if open.retired.is_none() {
+            self.reinstate(link.node);
+        }
         let of_gateway = self.open.get_mut(&gateway).map(|links| {
             links.retain(|other| *other != id);
             links.is_empty()
@@ -596,7 +602,7 @@ impl<R: Rng> Peering<R> {
             self.open.remove(&gateway);
             self.actions.push(Action::ReachChanged);
         }
-        for item in flow.into_items() {
+        for item in open.flow.into_items() {
             match self.link_to(gateway) {
                 Some(other) => self.queue(other, item),
                 None => self.settle_one(item.token, Err(SendFailure::LinkLost)),
@@ -604,6 +610,14 @@ impl<R: Rng> Peering<R> {
         }
         if let Some(other) = self.link_to(gateway) {
             self.flush(now, other);
+        }
+    }
+
+    /// Uses a link again that was given up for one that has ended.
+    fn reinstate(&mut self, node: NodeId) {
+        let links = self.links.values_mut().filter(|link| link.node == node);
+        if let Some(open) = links.filter_map(|link| link.open.as_mut()).next_back() {
+            open.retired = None;
         }
     }
 

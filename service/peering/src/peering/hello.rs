@@ -11,7 +11,7 @@ use super::{ASK_INTERVAL, Action, Moment, Peering, limits};
 use crate::{
     counters::Refusal,
     flow::Flow,
-    link::{LinkId, Open},
+    link::{Link, LinkId, Open},
     table::NodeId,
     wire::{Frame, Hello, WireError},
 };
@@ -60,16 +60,23 @@ impl<R: Rng> Peering<R> {
         if gateway == self.identity.gateway {
             return Err(Refusal::Ours);
         }
-        if let Some(rival) = self.open_link_of(node) {
-            if !self.replaces(now, id, rival) {
-                return Err(Refusal::Duplicate);
-            }
-        } else {
+        let rival = self.link_in_use(node);
+        if rival.is_none() {
             self.make_room(now, gateway)?;
+        } else if self.open_links_of(node) >= LINKS_OF_NODE {
+            return Err(Refusal::Duplicate);
+        }
+        // The other side may use either until it has opened both, so neither ends at once.
+        let is_retired = rival.is_some_and(|rival| !self.replaces(now, id, rival));
+        if let Some(rival) = rival.filter(|_| !is_retired)
+            && let Some(open) = self.links.get_mut(&rival).and_then(|link| link.open.as_mut())
+        {
+            open.retired = Some(now.at);
         }
         let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
         link.open = Some(Open {
             gateway,
+            retired: is_retired.then_some(now.at),
             not_after: certificate.not_after,
             flow: Flow::new(hello.in_flight),
             used: now.at,
@@ -79,17 +86,12 @@ impl<R: Rng> Peering<R> {
             asked_at: now.at,
             misses: false,
         });
-        let rival = self.open_link_but(node, id);
         let of_gateway = self.open.entry(gateway).or_default();
         let is_news = of_gateway.is_empty();
         of_gateway.push(id);
         self.counters.links_opened += 1;
         self.table.link(now.at, node, gateway);
         self.actions.push(Action::Open { link: id, gateway });
-        if let Some(rival) = rival {
-            self.close(now, rival, Refusal::Duplicate);
-            self.table.link(now.at, node, gateway);
-        }
         if is_news {
             self.actions.push(Action::ReachChanged);
         }
@@ -116,30 +118,32 @@ impl<R: Rng> Peering<R> {
         Ok(())
     }
 
-    fn open_link_of(&self, node: NodeId) -> Option<LinkId> {
-        let is_open =
-            |(_, link): &(_, &crate::link::Link)| link.node == node && link.open.is_some();
-        self.links.iter().find(is_open).map(|(id, _)| *id)
+    fn link_in_use(&self, node: NodeId) -> Option<LinkId> {
+        let in_use = |link: &Link| link.open.as_ref().is_some_and(|open| open.retired.is_none());
+        let mut links = self.links.iter().filter(|(_, link)| link.node == node);
+        links.find(|(_, link)| in_use(link)).map(|(id, _)| *id)
     }
 
-    fn open_link_but(&self, node: NodeId, but: LinkId) -> Option<LinkId> {
-        let mut links = self.links.iter().filter(|(id, _)| **id != but);
-        links.find(|(_, link)| link.node == node && link.open.is_some()).map(|(id, _)| *id)
+    fn open_links_of(&self, node: NodeId) -> usize {
+        self.links.values().filter(|link| link.node == node && link.open.is_some()).count()
     }
 
     /// Whether a new link takes the place of one that is open.
     ///
     /// Both sides decide alike: of two links, the one stays that the lesser node dialled; of two that
-    /// the same node dialled, the newer, since nobody dials who has a link. A link whose other end
+    /// the same node dialled, the one that was connected later, since nobody dials who has a link. A link whose other end
     /// seems dead never stays.
     fn replaces(&self, now: Moment, new: LinkId, old: LinkId) -> bool {
-        let (Some(new), Some(old)) = (self.links.get(&new), self.links.get(&old)) else {
+        let (Some(fresh), Some(stale)) = (self.links.get(&new), self.links.get(&old)) else {
             return true;
         };
-        let is_ours_to_dial = self.identity.node < new.node;
-        new.is_dialled == old.is_dialled
-            || new.is_dialled == is_ours_to_dial
-            || old.is_doubtful(now.at)
+        if stale.is_doubtful(now.at) {
+            return true;
+        }
+        if fresh.is_dialled == stale.is_dialled {
+            return (fresh.since, new) > (stale.since, old);
+        }
+        fresh.is_dialled == (self.identity.node < fresh.node)
     }
 
     /// Makes room for one more link, or says why there is none.
@@ -176,5 +180,7 @@ fn check(now: Moment, certificate: &[u8], node: NodeId) -> Result<Certificate, R
     Ok(certificate)
 }
 
+/// One in use, and some that others were opened instead of.
+const LINKS_OF_NODE: usize = 4;
 const IDLE: Duration = Duration::from_secs(60);
 const _: () = assert!(ASK_INTERVAL.as_secs() < IDLE.as_secs());

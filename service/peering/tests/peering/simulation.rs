@@ -73,6 +73,39 @@ fn a_silent_link_is_noticed_within_three_seconds_and_replaced_within_two() {
         world.run(Duration::from_millis(away));
         world.heal();
         world.run(Duration::from_secs(2));
+        let tokens = [(0, 1), (1, 0)].map(|(from, to)| {
+            let target = Target::Gateway(world.nodes[to].gateway);
+            (from, world.send(from, target, vec![1; 10]))
+        });
+        world.run(Duration::from_secs(3));
+        for (from, token) in tokens {
+            assert_eq!(world.nodes[from].settled[&token], Ok(()), "seed {seed}");
+        }
+        one_link_for_each_two(&mut world, seed);
+    }
+}
+
+#[test]
+fn nothing_is_lost_while_one_of_two_links_is_given_up() {
+    for seed in seeds(200) {
+        let mut world = World::new(seed, 2);
+        world.introduce();
+        world.feed(0, Event::NetworkChanged);
+        world.feed(1, Event::NetworkChanged);
+        let mut tokens = vec![];
+        for _ in 0..600 {
+            world.run(Duration::from_millis(3));
+            for (from, to) in [(0, 1), (1, 0)] {
+                let gateway = world.nodes[to].gateway;
+                if world.nodes[from].core.link_to(gateway).is_some() {
+                    tokens.push((from, world.send(from, Target::Gateway(gateway), vec![1; 10])));
+                }
+            }
+        }
+        world.run(Duration::from_secs(3));
+        for (from, token) in tokens {
+            assert_eq!(world.nodes[from].settled[&token], Ok(()), "seed {seed}");
+        }
         one_link_for_each_two(&mut world, seed);
     }
 }

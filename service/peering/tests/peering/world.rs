@@ -30,6 +30,9 @@ pub(crate) struct World {
     cuts: BTreeSet<[usize; 2]>,
     /// When the last frame that is under way on a link in one direction arrives.
     arrives: HashMap<(LinkId, usize), Instant>,
+    /// Links that an end reads, and what came on others before they were.
+    opened: BTreeSet<(usize, LinkId)>,
+    early: Vec<(usize, LinkId, Event)>,
     steps: u64,
     last_link: u64,
     last_token: u64,
@@ -65,6 +68,8 @@ impl World {
             ends: BTreeMap::new(),
             cuts: BTreeSet::new(),
             arrives: HashMap::new(),
+            opened: BTreeSet::new(),
+            early: vec![],
             steps: 0,
             last_link: 0,
             last_token: 0,
@@ -111,7 +116,14 @@ impl World {
                     self.now = self.now.max(at);
                     let Reverse((_, step)) = self.due.pop().unwrap();
                     let (place, event) = self.waiting.remove(&step).unwrap();
-                    self.feed(place, event);
+                    match event {
+                        Event::Batch { link, .. } | Event::Rosters { link, .. }
+                            if !self.opened.contains(&(place, link)) =>
+                        {
+                            self.early.push((place, link, event));
+                        }
+                        event => self.feed(place, event),
+                    }
                 }
                 (Some((at, place)), _) if at <= end => {
                     self.now = self.now.max(at);
@@ -166,7 +178,14 @@ impl World {
                 let before = self.nodes[place].settled.insert(token, result);
                 assert!(before.is_none(), "{token:?} was settled twice");
             }
-            Action::Forget { .. } | Action::Open { .. } | Action::ReachChanged => {}
+            Action::Open { link, .. } => {
+                self.opened.insert((place, link));
+                let is_due =
+                    |early: &mut (usize, LinkId, Event)| (early.0, early.1) == (place, link);
+                let due: Vec<_> = self.early.extract_if(.., is_due).collect();
+                due.into_iter().for_each(|(_, _, event)| self.later(Duration::ZERO, place, event));
+            }
+            Action::Forget { .. } | Action::ReachChanged => {}
         }
     }
 
