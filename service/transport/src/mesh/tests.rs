@@ -117,7 +117,7 @@ async fn a_strangers_certificate_is_refused() {
         MeshOptions { bootstrap: alpha.addresses(), listen: loopback(), ..Default::default() };
     let refused = MeshTransport::start(options.clone(), [0x77; 32], stolen, clock()).await;
     assert!(matches!(refused, Err(MeshError::Certificate(_))));
-    // One that the gateway which it names did not sign: an old one is as bad, and can be had.
+    // One for the key of the link that does not hold any more; its holder's clock stands still.
     let (expired, now) = (certificate(15, node_key(15), 30 * HOUR), NOW - 30 * HOUR);
     let past: Clock = Arc::new(move || Timestamp::try_from(now).unwrap());
     let stranger = MeshTransport::start(options, node_key(15), expired, past).await.unwrap();
@@ -202,7 +202,7 @@ async fn shutting_down_takes_less_than_two_seconds() {
     assert!(alpha.transport.receive_roster().await.is_none());
 }
 
-/// What the benchmark and these tests call an endpoint.
+/// An endpoint with the gateway that it is of.
 struct Node {
     seed: u8,
     transport: Arc<MeshTransport>,
