@@ -20,7 +20,7 @@ async fn a_thousand_hard_failures_move_on_at_once() {
     let failovers = ways.fail(1000, Faults::BROKEN).await;
     assert_eq!(failovers.len(), 1000);
     for Failover { attempts, message, .. } in &failovers {
-        let tried: [&str; 3] = ["first failed", "second sent", "second stored"];
+        let tried: [&str; 3] = ["htx failed", "mesh sent", "mesh stored"];
         assert_eq!(attempts, &tried, "{message}");
     }
     show("hard failure", &failovers, Duration::ZERO);
@@ -33,7 +33,7 @@ async fn silence_moves_on_after_the_time_out() {
     let failovers = ways.fail(120, Faults::SILENCE).await;
     assert_eq!(failovers.len(), 120);
     for Failover { attempts, gap, message } in &failovers {
-        let tried: [&str; 3] = ["first sent", "first silent", "second sent"];
+        let tried: [&str; 3] = ["htx sent", "htx silent", "mesh sent"];
         assert_eq!(attempts[..3], tried, "{message}: {attempts:?}");
         assert!(*gap >= TIME_OUT, "{message} moved on after {gap:?}");
     }
@@ -68,7 +68,7 @@ async fn what_left_over_a_link_that_was_lost_leaves_again_when_it_is_back() {
     let sent = ways.send("into the void").await;
     until(|| ways.first.lost() > 0).await;
     record_when(&ways.alice, sent, |record| {
-        attempts(&record.recipients[0]).contains(&"first sent".to_owned())
+        attempts(&record.recipients[0]).contains(&"htx sent".to_owned())
     })
     .await;
     ways.first.set_faults(a, b, Faults::CUT);
@@ -81,7 +81,7 @@ async fn what_left_over_a_link_that_was_lost_leaves_again_when_it_is_back() {
     eprintln!("resumed {:?} after the link's return", back.elapsed());
     let record = record_with_status(&ways.alice, sent, "delivered").await;
     let tried = attempts(&record.recipients[0]);
-    assert!(tried.contains(&"first silent".to_owned()), "{tried:?}");
+    assert!(tried.contains(&"htx silent".to_owned()), "{tried:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -93,7 +93,7 @@ async fn what_is_unanswered_takes_a_way_that_opens() {
     let sent = ways.send("by any means").await;
     until(|| ways.first.lost() > 0).await;
     record_when(&ways.alice, sent, |record| {
-        attempts(&record.recipients[0]).contains(&"first sent".to_owned())
+        attempts(&record.recipients[0]).contains(&"htx sent".to_owned())
     })
     .await;
     ways.second.heal();
@@ -117,7 +117,7 @@ async fn what_backs_off_because_every_way_failed_leaves_when_one_returns() {
     // Five failures, after which the transport rests as well.
     record_when(&ways.alice, sent, |record| {
         let tried = attempts(&record.recipients[0]);
-        tried.iter().filter(|one| *one == "first failed").count() >= 5
+        tried.iter().filter(|one| *one == "htx failed").count() >= 5
     })
     .await;
     ways.first.set_faults(a, b, Faults::CUT);
@@ -141,7 +141,7 @@ async fn a_transport_that_was_rested_is_tried_out_and_nobody_waits_for_it() {
     let rested = ways.send("past the first").await;
     take(&ways.bob, 1).await;
     let record = record_with_status(&ways.alice, rested, "delivered").await;
-    assert_eq!(attempts(&record.recipients[0]), ["second sent", "second stored"]);
+    assert_eq!(attempts(&record.recipients[0]), ["mesh sent", "mesh stored"]);
     ways.first.set_faults_towards(a, b, Faults::NONE);
     let carried = ways.first.carried(a, b);
     let deadline = Instant::now() + PATIENCE;
@@ -154,7 +154,7 @@ async fn a_transport_that_was_rested_is_tried_out_and_nobody_waits_for_it() {
     let straight = ways.send("as before").await;
     take(&ways.bob, 1).await;
     let record = record_with_status(&ways.alice, straight, "delivered").await;
-    assert_eq!(attempts(&record.recipients[0])[0], "first sent");
+    assert_eq!(attempts(&record.recipients[0])[0], "htx sent");
 }
 
 /// What one of the tests that are silent waits for.

@@ -157,6 +157,8 @@ struct Driver {
     deliveries: JoinSet<Load>,
     receipts: JoinSet<()>,
     under_way: HashSet<Key>,
+    /// Claims of what is under way already, until that ends.
+    second_claims: HashMap<Key, Claim>,
     bytes_under_way: usize,
     by_target: HashMap<String, usize>,
     renew_at: Time,
@@ -207,6 +209,7 @@ impl Driver {
             deliveries: JoinSet::new(),
             receipts: JoinSet::new(),
             under_way: HashSet::new(),
+            second_claims: HashMap::new(),
             bytes_under_way: 0,
             by_target: HashMap::new(),
             renew_at: Time::UNIX_EPOCH,
@@ -398,7 +401,8 @@ impl Driver {
         let load = Load::of(&claim);
         let outbox = self.outbox.clone();
         if !self.under_way.insert(load.key.clone()) {
-            self.receipts.spawn(async move { put_off(&outbox, &claim).await });
+            // Mostly the first claim has just been given up and its task is about to end.
+            self.second_claims.insert(load.key, claim);
             return;
         }
         self.bytes_under_way += load.bytes;
@@ -422,6 +426,10 @@ impl Driver {
             }
         };
         self.under_way.remove(&load.key);
+        if let Some(claim) = self.second_claims.remove(&load.key) {
+            let outbox = self.outbox.clone();
+            self.receipts.spawn(async move { give_up(&outbox, &claim).await });
+        }
         self.bytes_under_way -= load.bytes;
         if let Some(count) = self.by_target.get_mut(&load.target) {
             *count -= 1;
@@ -480,14 +488,13 @@ impl Load {
     }
 }
 
-/// Gives up a second claim of a delivery that is under way: the first goes on, and the delivery
-/// comes due again when that has had the time to hear something.
-async fn put_off(outbox: &Outbox, claim: &Claim) {
+/// Gives up a second claim of a delivery, now that the first has ended: what is still owed comes due
+/// at once.
+async fn give_up(outbox: &Outbox, claim: &Claim) {
     let now = outbox.gateway.clock.now();
-    let wait = TimeDelta::from_std(outbox.rules.failover_timeout).unwrap_or(TimeDelta::hours(1));
-    let next = Next::Retry { at: now + wait };
-    if let Err(error) = outbox.gateway.store.record(now, claim, &[], &next).await {
-        tracing::debug!(%error, "a claim was not given up; it ends by itself");
+    match outbox.gateway.store.record(now, claim, &[], &Next::Retry { at: now }).await {
+        Ok(_) => outbox.gateway.wake_outbox.notify_one(),
+        Err(error) => tracing::debug!(%error, "a claim was not given up; it ends by itself"),
     }
 }
 

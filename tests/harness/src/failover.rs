@@ -15,7 +15,12 @@ use crate::{
 /// circuit breaker counts, or the first would not be tried any more.
 const AT_ONCE: usize = 4;
 
-/// Alice at one gateway and Bob at another, joined by two networks, `first` and `second`.
+/// What the first network is called. A message can prefer only a transport of the design.
+pub const FIRST: &str = "htx";
+/// What the second is called.
+pub const SECOND: &str = "mesh";
+
+/// Alice at one gateway and Bob at another, joined by two networks.
 pub struct TwoWays {
     /// The preferred network.
     pub first: MemoryNetwork,
@@ -44,10 +49,9 @@ impl TwoWays {
     /// Starts both gateways with these options of `fieldpost serve`.
     pub async fn start(options: &[&str]) -> Self {
         let (first, second) = (MemoryNetwork::new(1), MemoryNetwork::new(2));
-        let mut all = vec!["--transport-priority=first,second"];
+        let mut all = vec!["--transport-priority=htx,mesh"];
         all.extend(options);
-        let both =
-            [(&first, MemoryOptions::named("first")), (&second, MemoryOptions::named("second"))];
+        let both = [(&first, MemoryOptions::named(FIRST)), (&second, MemoryOptions::named(SECOND))];
         let a = Node::start(Postgres::fresh_database().await, &both, &all).await;
         let b = Node::start(Postgres::fresh_database().await, &both, &all).await;
         let (alice, bob) = (a.register("alice").await, b.register("bob").await);
@@ -61,7 +65,7 @@ impl TwoWays {
     /// If the gateway refuses it.
     pub async fn send(&self, content: &str) -> Uuid {
         let draft = Draft {
-            transport_preference: Some("first".to_owned()),
+            transport_preference: Some(FIRST.to_owned()),
             ..Draft::text(&self.nodes[1].address("bob"), content)
         };
         self.alice.send(&draft).await.expect("the message is accepted").message_id
@@ -106,7 +110,7 @@ impl TwoWays {
                 .unwrap_or_else(|| panic!("nothing was tried over {name}: {delivery:?}"))
                 .started_at
         };
-        let gap = (began("second") - began("first")).to_std();
+        let gap = (began(SECOND) - began(FIRST)).to_std();
         let gap = gap.unwrap_or_else(|_| panic!("the second came first: {delivery:?}"));
         Failover { message, attempts: crate::federation::attempts(&delivery), gap }
     }

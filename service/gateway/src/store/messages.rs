@@ -4,8 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use chrono::TimeDelta;
 use fieldpost_delivery::{
-    Accepted, Attempt, Cancelled, DeliveryRecord, Message, Record, Submission, Target, Time,
-    message_status,
+    Accepted, Attempt, AttemptResult, Cancelled, DeliveryRecord, Message, Record, Submission,
+    Target, Time, message_status,
 };
 use fieldpost_envelope::{
     AnonymityLevel, MessageId, MessageStatus, PeerAddress, PeerId, Priority, Recipient,
@@ -465,6 +465,10 @@ impl Store {
                     reason: row.reason,
                 },
             );
+        }
+        for tried in attempts.values_mut() {
+            // A transport takes charge before anything else is heard of it.
+            tried.sort_by_key(|one| (one.started_at, one.result != AttemptResult::Sent));
         }
         Ok(attempts)
     }
