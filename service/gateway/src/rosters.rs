@@ -58,6 +58,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(2);
 const MOST_MISSED: usize = 1024;
 /// How often names that are waited for are looked up though no roster came.
 const LOOK_UP: Duration = Duration::from_secs(5);
+/// How long a gateway that is silent and out of reach is remembered; pins stay.
+const SILENT: TimeDelta = TimeDelta::days(30);
 /// Names led on at a time, and messages of one of them in one transaction.
 const NAMES: i64 = 100;
 const MESSAGES: i64 = 200;
@@ -428,7 +430,9 @@ async fn look_up(gateway: &Gateway) -> sqlx::Result<()> {
     let rosters = &gateway.rosters;
     // Other replicas take rosters in, too.
     rosters.learn_nearby(gateway).await?;
-    gateway.store.sweep_awaited(gateway.clock.now()).await?;
+    let now = gateway.clock.now();
+    gateway.store.follow_gateways(now, now - SILENT).await?;
+    gateway.store.sweep_awaited(now).await?;
     for appeared in gateway.store.appeared_names(&rosters.trust, NAMES).await? {
         let Some(home) = appeared.address.gateway else { continue };
         let pinned = gateway.store.pin_name(&appeared.sender, &appeared.address.peer, home).await?;

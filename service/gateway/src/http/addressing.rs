@@ -149,8 +149,8 @@ pub enum Found {
 /// 409 with the candidates where several trusted gateways have the name, 507 when the sender has as
 /// many pins as it may.
 pub async fn resolve(gateway: &Gateway, sender: &PeerId, name: &PeerId) -> Result<Found, ApiError> {
-    let found = look_up(gateway, Some(sender), name).await?;
-    let Lookup { found: Found::At(mut home), is_pinned } = found else { return Ok(found.found) };
+    let Lookup { found, is_pinned, is_awaited } = look_up(gateway, Some(sender), name).await?;
+    let Found::At(mut home) = found else { return Ok(found) };
     if !is_pinned {
         home = gateway.store.pin_name(sender, name, home).await?.ok_or_else(|| {
             ApiError::storage_full(format!(
@@ -158,8 +158,10 @@ pub async fn resolve(gateway: &Gateway, sender: &PeerId, name: &PeerId) -> Resul
             ))
         })?;
     }
-    let address = PeerAddress::remote(name.clone(), home);
-    rosters::lead(gateway, &Appeared { sender: sender.clone(), address }).await?;
+    if is_awaited {
+        let address = PeerAddress::remote(name.clone(), home);
+        rosters::lead(gateway, &Appeared { sender: sender.clone(), address }).await?;
+    }
     Ok(Found::At(home))
 }
 
@@ -203,6 +205,7 @@ pub fn unknown(name: &PeerId, is_claimed: bool) -> ApiError {
 struct Lookup {
     found: Found,
     is_pinned: bool,
+    is_awaited: bool,
 }
 
 async fn look_up(
@@ -210,14 +213,15 @@ async fn look_up(
     viewer: Option<&PeerId>,
     name: &PeerId,
 ) -> Result<Lookup, ApiError> {
-    let found = match gateway.store.find_name(viewer, name, gateway.rosters.trust()).await? {
-        Named::Here => Found::Here,
-        Named::Pinned(home) => return Ok(Lookup { found: Found::At(home), is_pinned: true }),
-        Named::Listed(home) => Found::At(home),
-        Named::Nowhere { is_claimed } => Found::Nowhere { is_claimed },
+    let known = gateway.store.find_name(viewer, name, gateway.rosters.trust()).await?;
+    let (found, is_pinned) = match known.leads {
+        Named::Here => (Found::Here, false),
+        Named::Pinned(home) => (Found::At(home), true),
+        Named::Listed(home) => (Found::At(home), false),
+        Named::Nowhere { is_claimed } => (Found::Nowhere { is_claimed }, false),
         Named::Ambiguous(gateways) => return Err(ambiguous(name, &gateways)),
     };
-    Ok(Lookup { found, is_pinned: false })
+    Ok(Lookup { found, is_pinned, is_awaited: known.is_awaited })
 }
 
 fn ambiguous(name: &PeerId, gateways: &[GatewayId]) -> ApiError {

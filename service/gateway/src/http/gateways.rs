@@ -41,7 +41,7 @@ pub struct GatewayInfo {
     /// How many peers it lists.
     #[schema(minimum = 0, maximum = 10000)]
     peers: usize,
-    /// When it last told who is there; null if it never has.
+    /// When it last told who is there, or was in reach since; null if it has told nothing.
     #[schema(required)]
     heard_at: Option<DateTime<Utc>>,
 }

@@ -85,7 +85,8 @@ pub(super) async fn register(
 /// Shown are those who are listed, and those who have written to the caller or share a group with
 /// it. `online` and `last_seen` are null where the peer does not show them to the caller, and of a
 /// peer of another gateway always; such a peer has `gateway`, the `transports` that reach it now,
-/// when that gateway told of it, and whether it is trusted, so that the bare name may lead there.
+/// when that gateway was last heard or in reach, and whether it is trusted, so that the bare name may
+/// lead there.
 #[utoipa::path(
     get,
     path = "/v1/peers",
@@ -682,7 +683,7 @@ pub struct PeerInfo {
     /// The transports that reach that gateway now; of another gateway's peer alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     transports: Option<Vec<String>>,
-    /// When that gateway last told who is there; of another gateway's peer alone.
+    /// When that gateway was last heard or in reach; of another gateway's peer alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     heard_at: Option<DateTime<Utc>>,
     /// Whether that gateway is trusted, so that the bare name may lead there; of another gateway's

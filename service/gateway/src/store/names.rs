@@ -24,6 +24,15 @@ const MAX_CANDIDATES: i64 = 16;
 /// What has stood for so long without a message was never accepted, or has ended.
 const SURELY_ACCEPTED: TimeDelta = TimeDelta::minutes(1);
 
+/// What is known of a name.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Name {
+    /// Where it leads.
+    pub leads: Named,
+    /// Whether messages of the sender's wait for it to lead anywhere.
+    pub is_awaited: bool,
+}
+
 /// Where a name leads.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Named {
@@ -69,9 +78,9 @@ impl Store {
         sender: Option<&PeerId>,
         name: &PeerId,
         trust: &Trust,
-    ) -> sqlx::Result<Named> {
+    ) -> sqlx::Result<Name> {
         if self.knows_peer(name) {
-            return Ok(Named::Here);
+            return Ok(Name { leads: Named::Here, is_awaited: false });
         }
         let found = sqlx::query!(
             r#"
@@ -84,7 +93,8 @@ impl Store {
                     order by r.gateway
                     limit $5
                 ) as "candidates!",
-                exists (select from remote_peer where peer = $2) as "is_claimed!"
+                exists (select from remote_peer where peer = $2) as "is_claimed!",
+                exists (select from awaited where sender = $1 and peer = $2) as "is_awaited!"
             "#,
             sender.map(PeerId::as_str),
             name.as_str(),
@@ -94,7 +104,10 @@ impl Store {
         )
         .fetch_one(&self.pool)
         .await?;
-        Ok(match (found.is_here, found.pinned, found.candidates.as_slice()) {
+        if found.is_here {
+            self.remember_peer(name);
+        }
+        let leads = match (found.is_here, found.pinned, found.candidates.as_slice()) {
             (true, _, _) => Named::Here,
             (false, Some(pinned), _) => Named::Pinned(words::parse(&pinned)?),
             (false, None, []) => Named::Nowhere { is_claimed: found.is_claimed },
@@ -102,7 +115,8 @@ impl Store {
             (false, None, several) => Named::Ambiguous(
                 several.iter().map(|gateway| words::parse(gateway)).collect::<sqlx::Result<_>>()?,
             ),
-        })
+        };
+        Ok(Name { leads, is_awaited: found.is_awaited })
     }
 
     /// Pins `name` for `sender`, unless it is pinned already; returns to which gateway it is. `None`
@@ -385,22 +399,18 @@ impl Store {
         )
         .execute(&mut *connection)
         .await?;
+        let target = appeared.address.gateway.map(|home| home.to_string()).unwrap_or_default();
         if !files.is_empty() {
+            // Whoever takes the name here one day has no part in them.
             sqlx::query!(
-                r#"
-                with gone as (
-                    delete from file_reader where file_id = any($1) and peer = $2
-                    returning file_id
-                )
-                insert into file_reader (file_id, peer) select file_id, $3 from gone
-                on conflict do nothing
-                "#,
+                "delete from file_reader where file_id = any($1) and peer = $2",
                 &files,
                 name,
-                address,
             )
             .execute(&mut *connection)
             .await?;
+            let (now, gateways) = (self.clock.now(), std::slice::from_ref(&target));
+            Self::hand_on_files(&mut *connection, now, &files, level, &[], gateways).await?;
         }
         let lane_seq = match priority == words::priority_number(Priority::Critical) {
             true => None,
@@ -418,7 +428,7 @@ impl Store {
             address,
             accepted_at,
             refiled,
-            appeared.address.gateway.map(|gateway| gateway.to_string()).unwrap_or_default(),
+            target,
             level,
             lane_seq,
             priority,

@@ -557,6 +557,11 @@ impl Store {
         !self.known_peers.sort(std::slice::from_ref(peer)).0.is_empty()
     }
 
+    /// Remembers that `peer` is registered here.
+    pub(super) fn remember_peer(&self, peer: &PeerId) {
+        self.known_peers.insert(peer);
+    }
+
     /// Counts a message accepted from `peer`.
     ///
     /// Counts reach the database within about a second, by

@@ -25,6 +25,8 @@ const MAX_NAME_BYTES: usize = 3 << 20;
 /// How long a gateway counts as nearby after it was last heard so: by another transport it may be
 /// heard between two times as if it were far.
 const NEARBY_KEPT: TimeDelta = TimeDelta::hours(1);
+/// How exactly it is noted when a gateway was in reach.
+const HEARD_EVERY: TimeDelta = TimeDelta::seconds(60);
 
 /// Our own roster as it was told.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -57,7 +59,7 @@ pub struct RemoteGateway {
     pub gateway: GatewayId,
     /// How many peers it lists.
     pub peers: usize,
-    /// When its roster came.
+    /// When its roster came, or when it was last in reach, whichever is later.
     pub heard_at: DateTime<Utc>,
     /// Whether it was found on the local network.
     pub is_nearby: bool,
@@ -288,6 +290,27 @@ impl Store {
         }
         transaction.commit().await?;
         Ok(Taken::Yes)
+    }
+
+    /// Notes which gateways are in reach of any replica, and forgets those that have been out of
+    /// reach and silent since `silent_since`. A gateway in reach tells of every change, so its
+    /// roster is as fresh as that.
+    pub async fn follow_gateways(&self, now: Time, silent_since: Time) -> sqlx::Result<()> {
+        sqlx::query!(
+            r#"
+            update remote_gateway set heard_at = $1
+            where heard_at < $2
+              and gateway in (select target from reach where expires_at > $1)
+            "#,
+            now,
+            now - HEARD_EVERY,
+        )
+        .execute(&self.pool)
+        .await?;
+        sqlx::query!("delete from remote_gateway where heard_at < $1", silent_since)
+            .execute(&self.pool)
+            .await
+            .map(drop)
     }
 
     /// The gateways whose rosters hold, by id.

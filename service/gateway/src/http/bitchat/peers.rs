@@ -81,8 +81,8 @@ pub(super) async fn register(
 /// List peers, the last seen first.
 ///
 /// A peer of another gateway is written `peer@gateway` and has `gateway`, the `transports` that reach
-/// it now, `heard_at`, when its gateway told of it, and `trusted`. It counts as last seen when its
-/// gateway told of it, and is never online, as nobody says so.
+/// it now, `heard_at`, when its gateway was last heard or in reach, and `trusted`. It counts as last
+/// seen then, and is never online, as nobody says so.
 #[utoipa::path(
     get,
     path = "/api/bitchat/peers",
@@ -378,7 +378,7 @@ pub(super) struct BitchatPeer {
     /// The transports that reach that gateway now; of another gateway's peer alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     transports: Option<Vec<String>>,
-    /// When that gateway last told who is there; of another gateway's peer alone.
+    /// When that gateway was last heard or in reach; of another gateway's peer alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(format = DateTime)]
     heard_at: Option<String>,
