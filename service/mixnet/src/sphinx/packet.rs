@@ -2,8 +2,10 @@
 
 use std::{fmt, time::Duration};
 
-use rand::CryptoRng;
+use rand::{CryptoRng, Rng};
 use thiserror::Error;
+
+use crate::delay;
 
 use super::{
     build::{BuildError, Stop, build_header, wrap_payload},
@@ -115,6 +117,14 @@ impl Route {
         self.stops[..self.stops.len() - 1].iter().map(|stop| stop.delay).sum()
     }
 
+    /// The same route with an exponential delay of this mean at each relay.
+    pub fn with_delays(mut self, rng: &mut impl Rng, mean: Duration) -> Self {
+        for stop in &mut self.stops {
+            stop.delay = delay::sample(rng, mean);
+        }
+        self
+    }
+
     /// What each hop is told, with `last` for the last one.
     pub(super) fn commands(&self, last: Command) -> Vec<Stop<Production>> {
         let next = self.stops.iter().skip(1).map(|stop| Some(stop.id)).chain([None]);
@@ -203,9 +213,14 @@ impl Packet {
         self.bytes[1] & 1
     }
 
-    /// The payload, its tag among it.
-    pub fn payload(&self) -> &[u8] {
-        &self.bytes[HEADER_LEN..]
+    /// What its sender filled, once the last hop has unwrapped it.
+    pub fn body(&self) -> &[u8] {
+        &self.bytes[HEADER_LEN + PAYLOAD_TAG..]
+    }
+
+    /// The payload, its tag among it, for the maker of a SURB to work on.
+    pub fn payload_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[HEADER_LEN..]
     }
 }
 

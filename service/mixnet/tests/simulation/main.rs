@@ -1,1 +1,6 @@
-//! x
+//! A whole mixnet in virtual time: gateways send over relays that lose, reorder, repeat and die.
+//!
+//! `FIELDPOST_PROVE_SEED` chooses other seeds; a failure prints the seed that it happened with.
+
+mod network;
+mod stories;
