@@ -65,7 +65,7 @@ pub struct Receiver<R> {
     /// SURBs of what is gathered, and when its sender is to be told of a stall.
     answers: BTreeMap<TransferId, Answers>,
     unsettled: BTreeMap<TransferId, Unsettled>,
-    settled: BTreeMap<TransferId, (State, Layout)>,
+    settled: BTreeMap<TransferId, Settled>,
     settled_order: VecDeque<(Instant, TransferId)>,
     counts: Counts,
     actions: Vec<Action>,
@@ -191,12 +191,15 @@ impl<R: CryptoRng> Receiver<R> {
             return;
         };
         let transfer = fragment.transfer;
-        if let Some((state, layout)) = self.settled.get(&transfer).copied() {
+        if let Some(settled) = self.settled.get_mut(&transfer) {
             self.counts.duplicates += 1;
             // Late shards of the first round need no second answer; a repeated one means that the
-            // first answer was lost.
-            if let Some(surb) = fragment.to_surb().filter(|_| fragment.again) {
-                self.answer(surb, transfer, state, vec![true; layout.count()]);
+            // first answer was lost. Where repair was faster than the SURB, there was none yet.
+            let wanted = fragment.again || !settled.answered;
+            if let Some(surb) = fragment.to_surb().filter(|_| wanted) {
+                settled.answered = true;
+                let (state, count) = (settled.state, settled.layout.count());
+                self.answer(surb, transfer, state, vec![true; count]);
             }
             return;
         }
@@ -267,7 +270,8 @@ impl<R: CryptoRng> Receiver<R> {
         {
             self.settled.remove(&oldest);
         }
-        self.settled.insert(transfer, (state, layout));
+        let answered = !unsettled.surbs.is_empty();
+        self.settled.insert(transfer, Settled { state, layout, answered });
         self.settled_order.push_back((now + self.config.remember, transfer));
         // The newest comes back the fastest: its relays have been seen alive last.
         if let Some(surb) = unsettled.surbs.pop() {
@@ -326,6 +330,12 @@ struct Unsettled {
     surbs: Vec<Surb>,
     layout: Layout,
     until: Instant,
+}
+
+struct Settled {
+    state: State,
+    layout: Layout,
+    answered: bool,
 }
 
 /// Kept of each transfer; an honest sender's first round brings no more than 53.

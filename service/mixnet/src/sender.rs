@@ -356,7 +356,9 @@ impl<R: CryptoRng> Sender<R> {
         let (id, send) = (awaited.transfer, transfer.send);
         match answer.state {
             State::Committed => {
+                // A message that was repaired is whole before its last fragment arrives.
                 if awaited.round == transfer.round
+                    && transfer.layout.repair == 0
                     && let Some(arrived) = transfer.arrives_by()
                 {
                     self.network.measure(now.saturating_duration_since(arrived + awaited.delay));

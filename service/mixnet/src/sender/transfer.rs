@@ -150,7 +150,7 @@ impl Transfer {
     fn wait_for(&mut self, indexes: impl IntoIterator<Item = usize>, again: bool, asks: bool) {
         let waiting = indexes.into_iter().enumerate().map(|(place, index)| Waiting {
             index,
-            with_surb: asks || place % SURB_EVERY == 0,
+            with_surb: asks || place % (if again { SURB_EVERY_AGAIN } else { SURB_EVERY }) == 0,
             again,
             asks,
         });
@@ -160,5 +160,7 @@ impl Transfer {
 
 /// Of so many fragments one carries a SURB, the first among them (HTX reference, section 6).
 const SURB_EVERY: usize = 16;
+/// The same where an answer, or a fragment, is known to have been lost.
+const SURB_EVERY_AGAIN: usize = 2;
 /// So many fragments ask what has come.
 const ASKING: usize = 2;

