@@ -17,7 +17,8 @@ use super::{Fragment, Layout, TransferId};
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Bytes of memory for all unfinished transfers, bookkeeping counted in. Putting one message
-    /// together takes up to three times its length beside that, for a moment.
+    /// together takes up to four times its length beside that, for a moment, and the tables of the
+    /// code take 8 MiB, once for the process.
     pub bytes: usize,
     /// Unfinished transfers.
     pub transfers: usize,
