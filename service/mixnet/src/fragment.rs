@@ -91,6 +91,9 @@ impl Layout {
     }
 }
 
+/// The shards of a message, and those that replace lost ones.
+pub type Shards = Vec<Box<[u8]>>;
+
 /// Bytes of a shard in a packet of `class`. Even, as the code asks.
 pub const fn shard_len(class: Class) -> usize {
     (class.body_len() - FRAGMENT_HEADER_LEN - SURB_LEN) / 2 * 2
@@ -101,10 +104,10 @@ pub const fn shard_len(class: Class) -> usize {
 /// # Errors
 ///
 /// There is no layout for that length.
-pub fn split(class: Class, sealed: &[u8]) -> Result<(Layout, Vec<Box<[u8]>>), SplitError> {
+pub fn split(class: Class, sealed: &[u8]) -> Result<(Layout, Shards), SplitError> {
     let layout = Layout::new(class, sealed.len())
         .ok_or(SplitError::Length { length: sealed.len(), most: MAX_SEALED_LEN })?;
-    let mut shards: Vec<Box<[u8]>> = sealed
+    let mut shards: Shards = sealed
         .chunks(layout.shard_len())
         .map(|chunk| {
             let mut shard = vec![0; layout.shard_len()];

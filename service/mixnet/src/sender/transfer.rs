@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    fragment::{Layout, UNREPAIRED_SHARDS},
+    fragment::{Layout, Shards, UNREPAIRED_SHARDS},
     sphinx::{RelayId, SurbId},
 };
 
@@ -17,7 +17,7 @@ pub(super) struct Transfer {
     pub(super) gateway: RelayId,
     pub(super) until: Instant,
     pub(super) layout: Layout,
-    pub(super) shards: Vec<Box<[u8]>>,
+    pub(super) shards: Shards,
     pub(super) surbs: Vec<SurbId>,
     /// From 1.
     pub(super) round: u32,
@@ -46,7 +46,7 @@ impl Transfer {
         gateway: RelayId,
         until: Instant,
         layout: Layout,
-        shards: Vec<Box<[u8]>>,
+        shards: Shards,
     ) -> Self {
         let mut transfer = Self {
             send,

@@ -1,5 +1,7 @@
 //! What the cores take from the allocator, measured.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
 use std::time::{Duration, Instant};
 
 use allocation_counter::measure;

@@ -2,5 +2,7 @@
 //!
 //! `FIELDPOST_PROVE_SEED` chooses other seeds; a failure prints the seed that it happened with.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
 mod network;
 mod stories;
