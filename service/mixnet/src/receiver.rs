@@ -342,3 +342,6 @@ struct Settled {
 const SURBS: usize = 8;
 /// Two would do; clocks differ, and keys are published ahead.
 const OPEN_EPOCHS: usize = 4;
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 
 use subtle::ConstantTimeEq;
 use thiserror::Error;
+use zeroize::Zeroizing;
 
 use super::{
     geometry::{HeaderLayout, MAX_BLOCK, MAX_HOPS, PAYLOAD_TAG, payload_len},
@@ -29,7 +30,7 @@ pub fn open<'p, S: Suite>(
     S::check_prefix(prefix, length, context)?;
     let (element, rest) = rest.split_first_chunk::<32>().ok_or(HopError::Length { length })?;
     let (routing, rest) = rest.split_at(S::ROUTING);
-    let shared = S::Group::multiply(secret, element).ok_or(HopError::SmallOrder)?;
+    let shared = Zeroizing::new(S::Group::multiply(secret, element).ok_or(HopError::SmallOrder)?);
     let keys = S::derive(&shared, prefix, element, context);
     let expected = S::authenticate(&keys, prefix, element, routing);
     if !bool::from(expected[..S::MAC].ct_eq(&rest[..S::MAC])) {
