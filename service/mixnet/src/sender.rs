@@ -425,3 +425,6 @@ struct Awaited {
     /// In which round it was given away.
     round: u32,
 }
+
+#[cfg(test)]
+mod tests;

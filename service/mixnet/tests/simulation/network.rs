@@ -62,6 +62,8 @@ pub(crate) struct Network {
     count: u64,
     /// Whether gateways' stores commit, and how fast.
     pub(crate) commits: Option<Duration>,
+    /// Whether stores refuse instead.
+    pub(crate) refuses: bool,
     /// Messages that were stored, by transfer.
     pub(crate) stored: Vec<(TransferId, Vec<u8>)>,
     pub(crate) ends: BTreeMap<SendId, (Instant, End)>,
@@ -123,6 +125,7 @@ impl Network {
             happenings: BTreeMap::new(),
             count: 0,
             commits: Some(Duration::from_millis(5)),
+            refuses: false,
             stored: Vec::new(),
             ends: BTreeMap::new(),
             transmitted: 0,
@@ -200,7 +203,12 @@ impl Network {
                 }
             }
             Happening::Commit { node, transfer } => {
-                self.tell_receiver(node, receiver::Event::Committed(transfer));
+                let settled = if self.refuses {
+                    receiver::Event::Refused(transfer)
+                } else {
+                    receiver::Event::Committed(transfer)
+                };
+                self.tell_receiver(node, settled);
             }
             Happening::Dies { node } => self.nodes[node].alive = false,
         }

@@ -92,6 +92,16 @@ fn nothing_is_reported_committed_that_the_store_has_not_committed() {
 }
 
 #[test]
+fn what_the_receiver_refuses_is_reported_and_not_tried_again() {
+    let mut network = Network::new(8, 8, Conditions::QUIET);
+    network.refuses = true;
+    network.send(0, message(8, 5000), LONG);
+    network.run(LONG);
+    assert_eq!(network.ends[&SendId(0)].1, End::Failed(Failure::Refused));
+    assert_eq!(network.sender(0).counts().repeated, 0);
+}
+
+#[test]
 fn a_cut_network_ends_in_a_report() {
     let mut network = Network::new(4, 8, Conditions { lost: 1000, ..Conditions::QUIET });
     network.send(0, message(4, 100_000), LONG);
