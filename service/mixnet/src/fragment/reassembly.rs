@@ -57,7 +57,8 @@ impl Reassembly {
     ///
     /// # Errors
     ///
-    /// It contradicts an earlier fragment of its transfer, or could not be put together.
+    /// It contradicts an earlier fragment of its transfer, could not be put together, or has no
+    /// room even when it is alone.
     pub fn insert(
         &mut self,
         now: Instant,
@@ -73,7 +74,10 @@ impl Reassembly {
         let cost = SHARD_OVERHEAD
             + fragment.shard.len()
             + if partial.is_none() { TRANSFER_OVERHEAD } else { 0 };
-        self.make_room(fragment.transfer, partial.is_none(), cost);
+        if !self.make_room(fragment.transfer, partial.is_none(), cost) {
+            self.remove(fragment.transfer);
+            return Err(RefuseError::Full { most: self.limits.bytes });
+        }
         let partial = self.partial.entry(fragment.transfer).or_insert_with(|| Partial {
             layout: fragment.layout,
             shards: BTreeMap::new(),
@@ -153,7 +157,8 @@ impl Reassembly {
         self.evicted
     }
 
-    fn make_room(&mut self, transfer: TransferId, is_new: bool, cost: usize) {
+    /// Whether there is room now, for which others may have had to give way.
+    fn make_room(&mut self, transfer: TransferId, is_new: bool, cost: usize) -> bool {
         while self.bytes + cost > self.limits.bytes
             || (is_new && self.partial.len() >= self.limits.transfers)
         {
@@ -163,10 +168,11 @@ impl Reassembly {
                 .filter(|(other, _)| **other != transfer)
                 .min_by_key(|(_, partial)| partial.grown)
                 .map(|(other, _)| *other);
-            let Some(idlest) = idlest else { return };
+            let Some(idlest) = idlest else { return false };
             self.remove(idlest);
             self.evicted += 1;
         }
+        true
     }
 
     fn remove(&mut self, transfer: TransferId) -> Option<Partial> {
@@ -193,6 +199,12 @@ pub enum RefuseError {
     /// An earlier fragment of the transfer spoke of another length.
     #[error("the fragment contradicts an earlier one of its transfer")]
     Contradiction,
+    /// The transfer alone is more than the bound; it should be at least 2 MiB.
+    #[error("the transfer alone takes more than {most} bytes")]
+    Full {
+        /// How many it may take.
+        most: usize,
+    },
     /// The code could not restore what is missing.
     #[error("the transfer could not be repaired")]
     Repair,

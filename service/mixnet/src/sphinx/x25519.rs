@@ -90,9 +90,9 @@ mod tests {
     }
 
     #[test]
-    fn the_product_of_keys_on_the_twist_is_the_same_too() {
-        // u = 2 lies on the twist, where the order differs: such an element is never a sender's,
-        // and multiplying twice there need not equal the product. It must not fail, though.
+    fn an_element_on_the_twist_is_multiplied_like_any_other() {
+        // u = 2 lies on the twist. No sender makes such an element; a relay that gets one finds out
+        // by the MAC, not earlier.
         let mut element = [0; 32];
         element[0] = 2;
         assert!(times(&[7; 32], &element).is_some());

@@ -61,6 +61,17 @@ fn the_transfer_that_has_waited_longest_gives_way() {
 }
 
 #[test]
+fn a_transfer_that_fits_no_bound_is_refused_and_forgotten() {
+    let limits = Limits { bytes: 3000, ..Limits::default() };
+    let (layout, shards) = split(Class::Small, &message(6000)).unwrap();
+    let mut reassembly = Reassembly::new(limits);
+    reassembly.insert(start(), &fragment(1, layout, 0, &shards)).unwrap();
+    let refused = reassembly.insert(start(), &fragment(1, layout, 1, &shards));
+    assert_eq!(refused, Err(RefuseError::Full { most: 3000 }));
+    assert_eq!((reassembly.len(), reassembly.bytes()), (0, 0));
+}
+
+#[test]
 fn what_waits_too_long_is_forgotten() {
     let (layout, shards) = split(Class::Small, &message(4000)).unwrap();
     let mut reassembly = Reassembly::new(Limits::default());
