@@ -11,14 +11,14 @@
 //! Whoever also wants to survive a power cut flushes the log before releasing.
 
 use thiserror::Error;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::sphinx::ReplayTag;
 
-/// The tags of one epoch.
-#[derive(Clone)]
+/// The tags of one epoch; wiped from memory when dropped.
 pub struct ReplayCache {
     epoch: u64,
-    key: [u8; 32],
+    key: Zeroizing<[u8; 32]>,
     shards: Vec<Shard>,
     tags: usize,
     most: usize,
@@ -28,7 +28,13 @@ impl ReplayCache {
     /// An empty cache for `epoch`, with a random `key` that no one else knows, for at most `most`
     /// tags.
     pub fn new(epoch: u64, key: [u8; 32], most: usize) -> Self {
-        Self { epoch, key, shards: vec![Shard::default(); SHARDS], tags: 0, most }
+        Self {
+            epoch,
+            key: Zeroizing::new(key),
+            shards: vec![Shard::default(); SHARDS],
+            tags: 0,
+            most,
+        }
     }
 
     /// Rebuilds the cache from the bytes of a log that [`log_start`] began.
@@ -170,7 +176,7 @@ pub enum RecoverError {
 }
 
 /// Open addressing with linear probing; 0 marks a free slot.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, Zeroize, ZeroizeOnDrop)]
 struct Shard {
     slots: Box<[u64]>,
     used: usize,
@@ -203,9 +209,10 @@ impl Shard {
     fn grow(&mut self) {
         let length = (self.slots.len() * 2).max(FIRST_SLOTS);
         let old = std::mem::replace(&mut self.slots, vec![0; length].into_boxed_slice());
-        for fingerprint in old.into_iter().filter(|fingerprint| *fingerprint != 0) {
-            let slot = self.find(fingerprint);
-            self.slots[slot] = fingerprint;
+        let old = Zeroizing::new(old);
+        for fingerprint in old.iter().filter(|fingerprint| **fingerprint != 0) {
+            let slot = self.find(*fingerprint);
+            self.slots[slot] = *fingerprint;
         }
     }
 }
