@@ -5,8 +5,8 @@
 //! the hash:
 //!
 //! ```text
-//! right ^= stream(hash(k1, left));  left ^= hash(k2, right);
-//! right ^= stream(hash(k3, left));  left ^= hash(k4, right)
+//! right ^= stream(hash(k1, left));  left ^= hash(k2, zeros (32) || right);
+//! right ^= stream(hash(k3, left));  left ^= hash(k4, zeros (32) || right)
 //! ```
 //!
 //! The stream's key is a hash of key and left half, where the paper adds the two: AES-256 is weak
@@ -14,7 +14,7 @@
 
 use aes::Aes256;
 use ctr::{
-    Ctr128BE,
+    Ctr32BE,
     cipher::{KeyIvInit, StreamCipher},
 };
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
@@ -35,35 +35,35 @@ impl Lioness {
 
     /// Encrypts a block of more than 32 bytes in place.
     pub(super) fn encrypt(&self, block: &mut [u8]) {
-        let (left, right) = halves(block);
-        stream(&self.rounds[0], left, right);
-        hash(&self.rounds[1], left, right);
-        stream(&self.rounds[2], left, right);
-        hash(&self.rounds[3], left, right);
+        stream(&self.rounds[0], block);
+        hash(&self.rounds[1], block);
+        stream(&self.rounds[2], block);
+        hash(&self.rounds[3], block);
     }
 
     /// Undoes [`encrypt`](Self::encrypt).
     pub(super) fn decrypt(&self, block: &mut [u8]) {
-        let (left, right) = halves(block);
-        hash(&self.rounds[3], left, right);
-        stream(&self.rounds[2], left, right);
-        hash(&self.rounds[1], left, right);
-        stream(&self.rounds[0], left, right);
+        hash(&self.rounds[3], block);
+        stream(&self.rounds[2], block);
+        hash(&self.rounds[1], block);
+        stream(&self.rounds[0], block);
     }
 }
 
-fn halves(block: &mut [u8]) -> (&mut [u8; LEFT], &mut [u8]) {
-    block.split_first_chunk_mut().expect("a payload is longer than its tag")
-}
-
-fn stream(key: &[u8; 32], left: &[u8; LEFT], right: &mut [u8]) {
+fn stream(key: &[u8; 32], block: &mut [u8]) {
+    let (left, right) = block.split_at_mut(LEFT);
     let key = Zeroizing::new(*blake3::keyed_hash(key, left).as_bytes());
-    Ctr128BE::<Aes256>::new(&(*key).into(), &[0; 16].into()).apply_keystream(right);
+    Ctr32BE::<Aes256>::new(&(*key).into(), &[0; 16].into()).apply_keystream(right);
 }
 
-fn hash(key: &[u8; 32], left: &mut [u8; LEFT], right: &[u8]) {
-    for (byte, mask) in left.iter_mut().zip(blake3::keyed_hash(key, right).as_bytes()) {
-        *byte ^= mask;
+/// While the right half is hashed, the left one stands as zeros before it: whole chunks of a power
+/// of two in number are what the hash is fastest at.
+fn hash(key: &[u8; 32], block: &mut [u8]) {
+    let mut left = [0; LEFT];
+    left.swap_with_slice(&mut block[..LEFT]);
+    let mask = blake3::keyed_hash(key, block);
+    for ((byte, left), mask) in block.iter_mut().zip(left).zip(mask.as_bytes()) {
+        *byte = left ^ mask;
     }
 }
 
