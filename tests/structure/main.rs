@@ -8,15 +8,17 @@ use std::{
 use serde_json::Value;
 
 /// Protocol cores and the words they share: no I/O, no clock, no database, not each other.
-const CORES: [&str; 3] = ["fieldpost-delivery", "fieldpost-envelope", "fieldpost-peering"];
+const CORES: [&str; 4] =
+    ["fieldpost-delivery", "fieldpost-envelope", "fieldpost-mixnet", "fieldpost-peering"];
 /// What would bring I/O into a core.
 const IO: [&str; 7] = ["tokio", "mio", "socket2", "async-std", "smol", "sqlx", "sqlx-core"];
 /// Who may depend on whom inside the workspace, at most.
-const ARROWS: [(&str, &[&str]); 5] = [
-    ("fieldpost-envelope", &[]),
+const ARROWS: [(&str, &[&str]); 6] = [
     ("fieldpost-delivery", &["fieldpost-envelope"]),
+    ("fieldpost-envelope", &[]),
+    ("fieldpost-mixnet", &["fieldpost-envelope"]),
     ("fieldpost-peering", &["fieldpost-envelope"]),
-    ("fieldpost-transport", &["fieldpost-envelope", "fieldpost-peering"]),
+    ("fieldpost-transport", &["fieldpost-envelope", "fieldpost-mixnet", "fieldpost-peering"]),
     ("fieldpost-gateway", &["fieldpost-delivery", "fieldpost-envelope", "fieldpost-transport"]),
 ];
 
