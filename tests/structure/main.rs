@@ -16,7 +16,7 @@ const ARROWS: [(&str, &[&str]); 5] = [
     ("fieldpost-envelope", &[]),
     ("fieldpost-delivery", &["fieldpost-envelope"]),
     ("fieldpost-mixnet", &["fieldpost-envelope"]),
-    ("fieldpost-transport", &["fieldpost-envelope"]),
+    ("fieldpost-transport", &["fieldpost-envelope", "fieldpost-mixnet"]),
     ("fieldpost-gateway", &["fieldpost-delivery", "fieldpost-envelope", "fieldpost-transport"]),
 ];
 

@@ -3,6 +3,7 @@
 //! Only this crate knows protocols. The gateway sees a name, what the transport can do, what it
 //! reaches, and two ends to put envelopes in and take them out.
 
+pub mod htx;
 mod memory;
 
 use std::{collections::BTreeSet, sync::Arc};
