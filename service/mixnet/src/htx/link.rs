@@ -138,7 +138,7 @@ pub enum Action {
     },
     /// The other will send no more on this stream.
     Ended(StreamId),
-    /// A stream that had no room has half of its queue free again.
+    /// A stream whose queue was more than half full, or had no room, has half of it free again.
     Writable(StreamId),
     /// Data was not queued, nothing of it.
     Rejected {

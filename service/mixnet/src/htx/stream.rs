@@ -25,7 +25,8 @@ struct Stream {
     send_window: u32,
     finishing: bool,
     sent_end: bool,
-    was_full: bool,
+    /// Whether the queue was more than half full, or full, since the driver was last told.
+    is_high: bool,
     /// How much the other may still send.
     receive_window: u32,
     /// Given to the driver and not consumed yet.
@@ -46,7 +47,7 @@ pub(super) enum Received {
 pub(super) struct Chunk {
     pub(super) stream: StreamId,
     pub(super) data: Vec<u8>,
-    /// Whether the driver was refused room, and may try again now.
+    /// Whether the queue was high and is no more.
     pub(super) writable: bool,
 }
 
@@ -146,10 +147,11 @@ impl Streams {
             return Err(SendError::Finished);
         }
         if data.len() > room {
-            stream.was_full = true;
+            stream.is_high = true;
             return Err(SendError::Full { length: data.len(), room });
         }
         stream.queue.extend(data);
+        stream.is_high |= stream.queue.len() > self.send_queue / 2;
         Ok(())
     }
 
@@ -174,9 +176,9 @@ impl Streams {
         let data = take_front(&mut stream.queue, length);
         stream.send_window -= length as u32;
         stream.sent_end = data.is_empty();
-        let writable = stream.was_full && stream.queue.len() <= self.send_queue / 2;
+        let writable = stream.is_high && stream.queue.len() <= self.send_queue / 2;
         if writable {
-            stream.was_full = false;
+            stream.is_high = false;
         }
         self.turn = Some(id);
         self.remove_if_over(id);
@@ -227,7 +229,7 @@ impl Stream {
             send_window,
             finishing: false,
             sent_end: false,
-            was_full: false,
+            is_high: false,
             receive_window,
             unconsumed: 0,
             consumed: 0,

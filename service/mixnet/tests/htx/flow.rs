@@ -12,6 +12,7 @@ fn data_of_both_directions_arrives_in_order_and_ends() {
     assert_eq!((up.get(), down.get()), (1, 2));
     let text: Vec<u8> = (0..200_000_u32).map(|n| (n % 251) as u8).collect();
     pair.client.send(up, &text);
+    pair.client.news();
     pair.server.send(down, &text[..1_000]);
     pair.client.handle(Event::Finish(up));
     pair.settle();
@@ -55,6 +56,7 @@ fn a_full_queue_rejects_whole_and_says_when_to_try_again() {
     let stream = pair.client.link.open().unwrap();
     pair.client.send(stream, &[1; 100_000]);
     // 65 535 have left already.
+    assert_eq!(pair.client.news(), [Action::Writable(stream)]);
     assert_eq!(pair.client.link.send_room(stream), 65_535);
     pair.client.send(stream, &[2; 65_536]);
     let reason = SendError::Full { length: 65_536, room: 65_535 };

@@ -47,7 +47,20 @@ impl LinkEnd {
         opened.await.unwrap_or(Err(OpenStreamError::NotUp))
     }
 
-    /// Sends data, or is told [`Action::Rejected`].
+    /// How many bytes can be sent on a stream now. Where there are too few, [`Action::Writable`]
+    /// says when to ask again.
+    ///
+    /// # Errors
+    ///
+    /// The link is over.
+    pub async fn room(&self, stream: StreamId) -> Result<usize, LinkGone> {
+        let (answer, room) = oneshot::channel();
+        self.command(Command::Room(stream, answer)).await?;
+        room.await.map_err(|_| LinkGone)
+    }
+
+    /// Sends data, or is told [`Action::Rejected`] if it is more than there is [`room`](Self::room)
+    /// for.
     ///
     /// # Errors
     ///
@@ -101,6 +114,7 @@ pub(super) fn start(
 
 enum Command {
     Open(oneshot::Sender<Result<StreamId, OpenStreamError>>),
+    Room(StreamId, oneshot::Sender<usize>),
     Send(StreamId, Bytes),
     Finish(StreamId),
     Consumed(StreamId, usize),
@@ -142,7 +156,9 @@ impl Driver {
                 Happening::Commanded(Command::Consumed(stream, bytes)) => {
                     Event::Consumed { stream: *stream, bytes: *bytes }
                 }
-                Happening::Commanded(Command::Open(_)) | Happening::Due => Event::Wake,
+                Happening::Commanded(Command::Open(_) | Command::Room(..)) | Happening::Due => {
+                    Event::Wake
+                }
                 Happening::Abandoned => Event::Close,
                 Happening::Lost => Event::Lost,
             };
@@ -153,9 +169,15 @@ impl Driver {
                     action => actions.push_back(action),
                 }
             }
-            if let Happening::Commanded(Command::Open(answer)) = happening {
-                // Whoever asked may have gone.
-                answer.send(self.link.open()).unwrap_or_default();
+            // Whoever asked may have gone.
+            match happening {
+                Happening::Commanded(Command::Open(answer)) => {
+                    answer.send(self.link.open()).unwrap_or_default();
+                }
+                Happening::Commanded(Command::Room(stream, answer)) => {
+                    answer.send(self.link.send_room(stream)).unwrap_or_default();
+                }
+                _ => {}
             }
         }
         self.say_goodbye(bytes, actions).await;
@@ -209,13 +231,16 @@ impl Driver {
 
     /// Gives the last frames and actions a moment to be taken.
     async fn say_goodbye(self, bytes: VecDeque<Bytes>, actions: VecDeque<Action>) {
-        let Self { outgoing, told, .. } = self;
+        let Self { outgoing, told, mut incoming, .. } = self;
         let transmit = async {
             for frame in bytes {
                 if outgoing.send(frame).await.is_err() {
                     break;
                 }
             }
+            drop(outgoing);
+            // Letting go of what comes in would reset the stream, with our last frame on it.
+            while let Some(Ok(_)) = incoming.frame().await {}
         };
         let tell = async {
             for action in actions {

@@ -374,45 +374,34 @@ impl Site {
 
 /// Sends `data` on one stream and reads another until it ends.
 async fn exchange(end: &mut LinkEnd, out: StreamId, data: &[u8], inward: StreamId) -> Vec<u8> {
-    let (mut left, mut came, mut is_writable) = (data, Vec::new(), true);
-    let mut is_finished = false;
-    loop {
-        while is_writable && !left.is_empty() {
-            let (piece, rest) = left.split_at(left.len().min(32 << 10));
+    let (mut left, mut came, mut has_ended, mut has_finished) = (data, Vec::new(), false, false);
+    while !(has_ended && has_finished) {
+        let room = end.room(out).await.unwrap();
+        let (piece, rest) = left.split_at(left.len().min(room));
+        if !piece.is_empty() {
             end.send(out, piece.to_vec()).await.unwrap();
             left = rest;
-            is_writable = false;
         }
-        if left.is_empty() && !is_finished {
+        if left.is_empty() && !has_finished {
             end.finish(out).await.unwrap();
-            is_finished = true;
+            has_finished = true;
+            continue;
         }
-        // One piece at a time is asked for again by a timer as well: a queue that was never full
-        // says nothing.
-        match timeout(Duration::from_millis(1), end.next()).await {
-            Ok(Some(Action::Data { stream, data })) => {
+        match timeout(Duration::from_secs(10), end.next()).await.unwrap() {
+            Some(Action::Data { stream, data }) => {
                 assert_eq!(stream, inward);
                 end.consumed(stream, data.len()).await.unwrap();
                 came.extend(data);
             }
-            Ok(Some(Action::Ended(stream))) => {
+            Some(Action::Ended(stream)) => {
                 assert_eq!(stream, inward);
-                while !is_finished {
-                    for piece in left.chunks(32 << 10) {
-                        tokio::time::sleep(Duration::from_millis(1)).await;
-                        end.send(out, piece.to_vec()).await.unwrap();
-                    }
-                    end.finish(out).await.unwrap();
-                    is_finished = true;
-                }
-                return came;
+                has_ended = true;
             }
-            Ok(Some(Action::Writable(_) | Action::RoundTrip(_))) => {}
-            Ok(other) => panic!("{other:?}"),
-            Err(_) => {}
+            Some(Action::Writable(_) | Action::RoundTrip(_)) => {}
+            other => panic!("{other:?}"),
         }
-        is_writable = true;
     }
+    came
 }
 
 async fn until_closed(end: &mut LinkEnd) -> Closed {
