@@ -188,3 +188,28 @@ impl UsedTickets {
 /// What a request without a ticket is put to the test with.
 const NO_TICKET: TicketParts =
     TicketParts { client: [9; 32], key_id: [0; 8], nonce: [0; 32], proof: [0; 32] };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_hour_that_is_full_takes_no_more_and_three_hours_are_kept() {
+        let mut used = UsedTickets::default();
+        let client = |number: usize| {
+            let mut key = [0; 32];
+            key[..8].copy_from_slice(&number.to_be_bytes());
+            key
+        };
+        for number in 0..UsedTickets::MOST {
+            assert_eq!(used.insert(10, client(number)), Ok(()));
+        }
+        assert_eq!(used.insert(10, client(UsedTickets::MOST)), Err(Refusal::Full));
+        assert_eq!(used.insert(10, client(7)), Err(Refusal::Replayed));
+        for hour in 11..20 {
+            assert_eq!(used.insert(hour, client(7)), Ok(()));
+            assert!(used.hours.len() <= 3);
+        }
+        assert_eq!(used.insert(10, client(UsedTickets::MOST)), Err(Refusal::Replayed));
+    }
+}
