@@ -4,6 +4,7 @@
 //! reaches, and two ends to put envelopes in and take them out.
 
 mod files;
+pub mod htx;
 mod memory;
 mod mesh;
 

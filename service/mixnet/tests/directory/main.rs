@@ -1,0 +1,10 @@
+//! The relay directory from outside: descriptors, documents, gossip, routes, vectors.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
+mod descriptors;
+mod documents;
+mod fixtures;
+mod gossip;
+mod routes;
+mod vectors;
