@@ -8,14 +8,15 @@ use std::{
 use serde_json::Value;
 
 /// Protocol cores and the words they share: no I/O, no clock, no database, not each other.
-const CORES: [&str; 2] = ["fieldpost-delivery", "fieldpost-envelope"];
+const CORES: [&str; 3] = ["fieldpost-bitchat", "fieldpost-delivery", "fieldpost-envelope"];
 /// What would bring I/O into a core.
 const IO: [&str; 7] = ["tokio", "mio", "socket2", "async-std", "smol", "sqlx", "sqlx-core"];
 /// Who may depend on whom inside the workspace, at most.
-const ARROWS: [(&str, &[&str]); 4] = [
+const ARROWS: [(&str, &[&str]); 5] = [
     ("fieldpost-envelope", &[]),
+    ("fieldpost-bitchat", &["fieldpost-envelope"]),
     ("fieldpost-delivery", &["fieldpost-envelope"]),
-    ("fieldpost-transport", &["fieldpost-envelope"]),
+    ("fieldpost-transport", &["fieldpost-bitchat", "fieldpost-envelope"]),
     ("fieldpost-gateway", &["fieldpost-delivery", "fieldpost-envelope", "fieldpost-transport"]),
 ];
 
