@@ -1,0 +1,1 @@
+//! What neighbours may try.
