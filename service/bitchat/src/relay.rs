@@ -85,6 +85,10 @@ impl Relay {
         if let Some((flow, number)) = flow(&held.packet) {
             at = self.in_order(now, at, flow, number, last_hop);
         }
+        // Both apps drop what comes before its sender's announce.
+        if let Some(announced) = self.announced_at(&held.packet) {
+            at = at.max(announced + STEP);
+        }
         self.put(at, held);
         true
     }
@@ -119,6 +123,15 @@ impl Relay {
 
     pub(crate) fn len(&self) -> usize {
         self.held.len()
+    }
+
+    /// When the last announce of the packet's sender that still waits will go.
+    fn announced_at(&self, packet: &Packet) -> Option<Duration> {
+        let is_theirs = |held: &Held| {
+            held.packet.kind == PacketType::ANNOUNCE && held.packet.sender == packet.sender
+        };
+        let mut latest = self.held.iter().rev().filter(|(_, held)| is_theirs(held));
+        latest.next().map(|((at, _), _)| *at)
     }
 
     /// When a frame of a session may go, so that it does not overtake those before it: phones

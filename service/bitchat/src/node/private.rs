@@ -20,8 +20,8 @@ use crate::{
     payload::noise::{MAX_TEXT, PlaintextType, PrivateMessage},
 };
 
-/// Before the first repeat; each further one waits twice as long.
-const FIRST_REPEAT: Duration = Duration::from_secs(8);
+/// Before the first repeat; each further one waits longer by as much.
+const FIRST_REPEAT: Duration = Duration::from_secs(5);
 /// A text of more parts would keep a phone busy for minutes.
 const MAX_PARTS: usize = 64;
 /// How long a receipt may still come for a message that was given up or is delivered.
@@ -242,7 +242,7 @@ impl<R: Rng> Node<R> {
                 self.fail(id, Some(to), reason);
                 continue;
             }
-            outgoing.wait *= 2;
+            outgoing.wait += FIRST_REPEAT;
             outgoing.repeat_at = now.at + outgoing.wait;
             self.say_parts(now, name, true);
         }
@@ -250,8 +250,7 @@ impl<R: Rng> Node<R> {
 
     fn say_parts(&mut self, now: Now, name: Name, is_repeat: bool) {
         let (from, to, _) = name;
-        // While a handshake is under way, the first copy still waits for it.
-        if is_repeat && !self.has_session(from, to) {
+        if is_repeat && !self.sessions.is_confirmed(Pair { local: from, remote: to }) {
             self.begin_session(now, from, to);
         }
         let Some(outgoing) = self.private.outgoing.get(&name) else { return };

@@ -136,6 +136,10 @@ impl<R: Rng> Node<R> {
             if is_late {
                 outgoing.repeats += 1;
             }
+            let pair = Pair { local: self.own, remote: key.0 };
+            if is_late && !self.sessions.is_confirmed(pair) {
+                self.begin_session(now, self.own, key.0);
+            }
             self.say_segments(now, key, is_late);
         }
     }

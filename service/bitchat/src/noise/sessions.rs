@@ -45,6 +45,8 @@ const RESPONDER_TIMEOUT: Duration = Duration::from_secs(20);
 const OLD_SESSION: Duration = Duration::from_secs(20);
 /// Android fails frames that overtake the third message, so the initiator waits for a word.
 const AFTER_THIRD: Duration = Duration::from_millis(600);
+/// Frames that do not open so long after a first message say that the third was lost.
+const THIRD_LOST: Duration = Duration::from_secs(2);
 /// A first message that crossed ours may come late.
 const LATE_CROSSING: Duration = Duration::from_secs(1);
 /// iOS refuses older sessions.
@@ -78,6 +80,8 @@ struct Live {
     as_initiator: bool,
     /// Until the peer has said a word, or this time has come, nothing is sent.
     quiet_until: Option<Duration>,
+    /// Whether the peer has shown that it has the keys too.
+    is_confirmed: bool,
 }
 
 enum Attempt {
@@ -114,6 +118,13 @@ impl Sessions {
 
     pub(crate) fn is_established(&self, pair: Pair) -> bool {
         self.entries.get(&pair).is_some_and(|entry| entry.live.is_some())
+    }
+
+    /// Whether the peer has shown that it has the keys of the session too. Where it has not, our
+    /// last word of the handshake may be lost.
+    pub(crate) fn is_confirmed(&self, pair: Pair) -> bool {
+        let live = self.entries.get(&pair).and_then(|entry| entry.live.as_ref());
+        live.is_some_and(|live| live.is_confirmed)
     }
 
     /// Whether anybody here has a session with the peer, so that it is worth remembering.
@@ -202,6 +213,7 @@ impl Sessions {
                 entry.used_at = now;
                 if let Some(live) = &mut entry.live {
                     live.quiet_until = None;
+                    live.is_confirmed = true;
                 }
                 out.push(Outcome::Opened { pair, plaintext });
                 entry.flush(now, pair, out);
@@ -213,7 +225,9 @@ impl Sessions {
             }
             Err(error) => out.push(Outcome::Refused { error }),
         }
-        if matches!(entry.attempt, Some(Attempt::Responder { .. })) {
+        if let Some(Attempt::Responder { since, .. }) = entry.attempt
+            && now.saturating_sub(since) < THIRD_LOST
+        {
             // It may belong to the session whose third message is still under way.
             if may_keep && entry.early.len() < EARLY_PER_PAIR {
                 entry.early.push_back(frame.to_vec());
@@ -224,7 +238,7 @@ impl Sessions {
         if entry.live.is_none() || entry.failures >= FAILURES {
             entry.failures = 0;
             // Beside the session that stands: forged frames must not end it.
-            if entry.attempt.is_none() {
+            if !matches!(entry.attempt, Some(Attempt::Initiator { .. })) {
                 self.initiate(now, rng, identity, remote, 1, out);
             }
         }
@@ -442,7 +456,8 @@ impl Entry {
     ) {
         let noise_key = *session.remote();
         let quiet_until = as_initiator.then_some(now + AFTER_THIRD);
-        let live = Live { session, since: now, as_initiator, quiet_until };
+        let is_confirmed = !as_initiator;
+        let live = Live { session, since: now, as_initiator, quiet_until, is_confirmed };
         let old = self.live.replace(live);
         self.old = old.map(|old| (old.session, now + OLD_SESSION));
         self.failures = 0;

@@ -52,7 +52,7 @@ fn private_messages_cross_six_lossy_hops_both_ways_once_each() {
         world.line(7);
         let (from, to) = (world.host(0, "ann"), world.id(6));
         world.run(seconds(40));
-        world.set_loss(0.03);
+        world.set_loss(0.02);
         for n in 0..10 {
             let (message_id, text) = (Uuid::from_u128(n), format!("message {n}"));
             world.command(0, Command::SendPrivate { from, to, message_id, text });
