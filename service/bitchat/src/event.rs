@@ -62,7 +62,7 @@ pub enum Command {
     /// Speak for a peer from now on.
     Host {
         /// Its keys.
-        identity: Identity,
+        identity: Box<Identity>,
         /// What phones show; cut where it would not fit an announce.
         nickname: String,
     },

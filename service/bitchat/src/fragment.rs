@@ -99,7 +99,7 @@ pub enum SetError {
 /// Puts packets together. What does not come together in time, or does not fit, is given up.
 #[derive(Debug)]
 pub struct Reassembly {
-    sets: BTreeMap<(MeshId, [u8; 8]), Set>,
+    sets: BTreeMap<SetKey, Set>,
     bytes: usize,
     given_up: u64,
     max_sets: usize,
@@ -108,6 +108,9 @@ pub struct Reassembly {
     max_fragments: u16,
     life: Duration,
 }
+
+/// Sender and fragment id.
+type SetKey = (MeshId, [u8; 8]);
 
 #[derive(Debug)]
 struct Set {
@@ -234,7 +237,7 @@ impl Reassembly {
 
     /// The oldest set of the link that has most under way: whoever floods pays for it.
     fn give_up_of_busiest(&mut self) -> bool {
-        let mut per_link: BTreeMap<LinkId, (usize, Duration, (MeshId, [u8; 8]))> = BTreeMap::new();
+        let mut per_link: BTreeMap<LinkId, (usize, Duration, SetKey)> = BTreeMap::new();
         for (key, set) in &self.sets {
             let entry = per_link.entry(set.via).or_insert((0, set.since, *key));
             entry.0 += set.cost + OVERHEAD * 16;
@@ -250,7 +253,7 @@ impl Reassembly {
         busiest.is_some()
     }
 
-    fn remove(&mut self, key: (MeshId, [u8; 8])) {
+    fn remove(&mut self, key: SetKey) {
         if let Some(set) = self.sets.remove(&key) {
             self.bytes -= set.cost;
         }

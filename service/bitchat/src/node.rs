@@ -179,7 +179,7 @@ impl<R: Rng> Node<R> {
 
     fn command(&mut self, now: Now, command: Command) {
         match command {
-            Command::Host { identity, nickname } => self.host(now, identity, nickname),
+            Command::Host { identity, nickname } => self.host(now, *identity, nickname),
             Command::Unhost { peer } => self.unhost(now, peer),
             Command::Rename { peer, nickname } => self.rename(now, peer, nickname),
             Command::Pin { noise_key, signing_key, verified } => {

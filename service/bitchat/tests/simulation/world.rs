@@ -135,7 +135,7 @@ impl World {
     }
 
     pub(crate) fn host(&mut self, node: usize, nickname: &str) -> MeshId {
-        let identity = Identity::generate(&mut self.rng);
+        let identity = Box::new(Identity::generate(&mut self.rng));
         let id = identity.id();
         self.command(node, Command::Host { identity, nickname: nickname.to_owned() });
         id

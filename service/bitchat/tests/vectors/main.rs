@@ -1,6 +1,8 @@
 //! Holds the core to `tests/vectors/bitchat.json` (BitChat protocol reference, section 14): all of
 //! it but the Nostr envelopes, in both directions where a vector has two.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
 mod file;
 mod packets;
 mod payloads;
