@@ -1,6 +1,6 @@
 //! A node: itself and the peers it hosts, on the mesh.
 //!
-//! Frames come in, go through [`receive`](self), and what they cause goes out through the queues
+//! Frames come in, are received, and what they cause goes out through the queues
 //! of the links. Everything waits in tables with a limit; [`Limits`] has them all.
 
 mod announce;

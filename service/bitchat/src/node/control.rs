@@ -150,9 +150,11 @@ impl<R: Rng> Node<R> {
             .find(packet.sender)
             .is_some_and(|known| packet.is_signed_by(&known.signing_key));
         let within_rate = self.links.get_mut(&via).is_some_and(|link| link.syncs.take(now.at));
+        let bound = self.links.get(&via).and_then(|link| link.bound);
+        let is_neighbour = bound.is_none_or(|bound| bound == packet.sender);
         if RequestSync::decode(packet.payload()).is_err() {
             self.counters.malformed += 1;
-        } else if !is_signed || packet.hops_left != 0 {
+        } else if !is_signed || !is_neighbour || packet.hops_left != 0 {
             self.counters.unsigned += 1;
         } else if !within_rate {
             self.counters.over_rate += 1;

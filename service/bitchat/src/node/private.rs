@@ -250,8 +250,12 @@ impl<R: Rng> Node<R> {
 
     fn say_parts(&mut self, now: Now, name: Name, is_repeat: bool) {
         let (from, to, _) = name;
-        if is_repeat && !self.sessions.is_confirmed(Pair { local: from, remote: to }) {
+        let pair = Pair { local: from, remote: to };
+        if is_repeat && !self.sessions.is_confirmed(pair) {
             self.begin_session(now, from, to);
+            if self.sessions.waits(pair) {
+                return;
+            }
         }
         let Some(outgoing) = self.private.outgoing.get(&name) else { return };
         let open = outgoing.parts.iter().filter(|part| part.said.is_none());

@@ -14,7 +14,7 @@ use crate::{
     event::{FailReason, Now, Report},
     fragment,
     id::MeshId,
-    link::LinkId,
+    link::{LinkId, Role},
     message,
     packet::{COMPRESSION_THRESHOLD, Header, Packet, PacketType},
     relay::fan_out,
@@ -184,13 +184,17 @@ impl<R: Rng> Node<R> {
             .links
             .iter()
             .filter(|(id, link)| {
+                let is_spare = link.bound.is_some_and(|peer| self.best_link(peer) != Some(**id));
                 Some(**id) != from
                     && (source.is_none() || link.bound != source)
                     && link.bound != Some(packet.sender)
+                    // An announce is also what binds a link.
+                    && (!is_spare || packet.kind == PacketType::ANNOUNCE)
             })
             .map(|(id, link)| (*id, link.role))
             .collect();
-        let direct = packet.recipient.map(|id| self.links_of(id)).unwrap_or_default();
+        let direct = packet.recipient.and_then(|id| self.best_link(id));
+        let direct: Vec<LinkId> = direct.into_iter().collect();
         fan_out(packet, &direct, &others)
     }
 
@@ -202,7 +206,15 @@ impl<R: Rng> Node<R> {
             Some(at) => packet.route.get(at + 1).copied().or(packet.recipient)?,
             None => *packet.route.first()?,
         };
-        Some(self.links_of(next)).filter(|links| !links.is_empty())
+        self.best_link(next).map(|link| vec![link])
+    }
+
+    /// The link of a peer that packets take: a pair may have two, and one copy is enough. The one
+    /// on which we are central, as iOS prefers; of several, the one that was bound first.
+    fn best_link(&self, id: MeshId) -> Option<LinkId> {
+        let of_peer = self.links.iter().filter(|(_, link)| link.bound == Some(id));
+        let best = of_peer.min_by_key(|(_, link)| (link.role != Role::Central, link.bound_at));
+        best.map(|(id, _)| *id)
     }
 
     pub(super) fn links_of(&self, id: MeshId) -> Vec<LinkId> {

@@ -139,6 +139,9 @@ impl<R: Rng> Node<R> {
             let pair = Pair { local: self.own, remote: key.0 };
             if is_late && !self.sessions.is_confirmed(pair) {
                 self.begin_session(now, self.own, key.0);
+                if self.sessions.waits(pair) {
+                    continue;
+                }
             }
             self.say_segments(now, key, is_late);
         }

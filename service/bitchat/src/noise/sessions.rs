@@ -127,6 +127,11 @@ impl Sessions {
         live.is_some_and(|live| live.is_confirmed)
     }
 
+    /// Whether plaintexts still wait for a session; to say them again would double them.
+    pub(crate) fn waits(&self, pair: Pair) -> bool {
+        self.entries.get(&pair).is_some_and(|entry| !entry.waiting.is_empty())
+    }
+
     /// Whether anybody here has a session with the peer, so that it is worth remembering.
     pub(crate) fn knows(&self, remote: MeshId) -> bool {
         self.entries.iter().any(|(pair, entry)| pair.remote == remote && entry.live.is_some())

@@ -1,5 +1,7 @@
 //! What two neighbours say to each other.
 
+use std::time::Duration;
+
 use fieldpost_bitchat::{
     Command, FailReason, Header, Identity, LinkId, Packet, PacketType, ReceiptKind, Report,
     payload::{
@@ -61,6 +63,27 @@ fn crossed_handshakes_end_in_one_session_that_carries_both_ways() {
         assert_eq!(world.nodes[a].counters().sessions, 1, "seed {seed}");
         assert_eq!(world.nodes[b].counters().sessions, 1, "seed {seed}");
     }
+}
+
+#[test]
+fn two_links_between_a_pair_carry_one_copy() {
+    let (mut world, a, b) = neighbours(15);
+    let second = world.wire(End::Node(b), End::Node(a), 512);
+    world.run(seconds(30));
+    for (node, other) in [(a, b), (b, a)] {
+        for link in [LinkId(1), second] {
+            assert_eq!(world.nodes[node].bound(link), Some(world.id(other)));
+        }
+    }
+    let before = world.nodes[a].counters().frames_sent;
+    let from = world.id(a);
+    for n in 0..5 {
+        let (message_id, text) = (Uuid::from_u128(n), format!("public {n}"));
+        world.command(a, Command::SendPublic { from, message_id, text });
+    }
+    world.run(Duration::from_millis(200));
+    assert_eq!(world.public_texts(b).len(), 5);
+    assert_eq!(world.nodes[a].counters().frames_sent - before, 5);
 }
 
 #[test]
