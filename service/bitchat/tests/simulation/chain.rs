@@ -1,6 +1,8 @@
 //! Eight nodes in line, and what happens when one dies.
 
-use fieldpost_bitchat::{Command, FailReason, ReceiptKind, Report};
+use std::time::Duration;
+
+use fieldpost_bitchat::{Command, FailReason, Packet, PacketType, ReceiptKind, Report};
 use uuid::Uuid;
 
 use crate::world::{World, seconds};
@@ -102,6 +104,43 @@ fn when_the_node_in_the_middle_dies_another_takes_over() {
     world.run(seconds(20));
     assert_eq!(world.private_texts(c), ["message 1", "message 3"], "over the same session");
     assert_eq!(world.nodes[a].counters().sessions, 1);
+}
+
+#[test]
+fn frames_that_took_two_paths_reach_the_phone_in_the_order_of_their_session() {
+    for seed in 0..5 {
+        let mut world = World::new(400 + seed);
+        let [a, quick, slow, last, phone] =
+            ["a", "quick", "slow", "last", "phone"].map(|name| world.add(name));
+        let lossy = world.link(a, quick);
+        world.link(quick, last);
+        let long = world.link(a, slow);
+        world.link(slow, last);
+        let watched = world.link(last, phone);
+        world.run(seconds(40));
+        let (from, to) = (world.id(a), world.id(phone));
+        let send = |world: &mut World, n: u128| {
+            let (message_id, text) = (Uuid::from_u128(n), format!("message {n}"));
+            world.command(a, Command::SendPrivate { from, to, message_id, text });
+        };
+        send(&mut world, 1000);
+        world.run(seconds(5));
+        world.wire_mut(lossy).loss = 0.3;
+        world.wire_mut(long).delay_ms = 100..=180;
+        world.watched = Some(watched);
+        for n in 0..60 {
+            send(&mut world, n);
+            world.run(Duration::from_millis(15));
+        }
+        world.run(seconds(2));
+        let frames = world.watched_frames.iter().filter_map(|frame| Packet::decode(frame).ok());
+        let numbers: Vec<u32> = frames
+            .filter(|packet| packet.kind == PacketType::NOISE_ENCRYPTED && packet.sender == from)
+            .map(|packet| u32::from_be_bytes(*packet.payload().first_chunk().unwrap()))
+            .collect();
+        assert!(numbers.len() >= 60, "seed {seed}: {} arrived", numbers.len());
+        assert!(numbers.is_sorted(), "seed {seed}: {numbers:?}");
+    }
 }
 
 #[test]

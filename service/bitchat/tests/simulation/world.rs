@@ -21,6 +21,9 @@ pub(crate) struct World {
     pub(crate) reports: Vec<(Duration, usize, Report)>,
     wires: BTreeMap<LinkId, Wire>,
     air: BTreeMap<(Duration, u64), (LinkId, usize, Vec<u8>)>,
+    /// A link of which all frames are kept, and those frames.
+    pub(crate) watched: Option<LinkId>,
+    pub(crate) watched_frames: Vec<Vec<u8>>,
     /// What the stations heard.
     pub(crate) heard: Vec<(LinkId, Vec<u8>)>,
     /// Private messages whose arrival was confirmed.
@@ -54,6 +57,8 @@ impl World {
             reports: Vec::new(),
             wires: BTreeMap::new(),
             air: BTreeMap::new(),
+            watched: None,
+            watched_frames: Vec::new(),
             heard: Vec::new(),
             acknowledged: BTreeSet::new(),
             rng: StdRng::seed_from_u64(seed),
@@ -217,6 +222,9 @@ impl World {
     fn transmit(&mut self, link: LinkId, from: End, frame: Vec<u8>) {
         let Some(wire) = self.wires.get_mut(&link) else { return };
         assert!(frame.len() <= 512, "{} bytes in one frame", frame.len());
+        if self.watched == Some(link) {
+            self.watched_frames.push(frame.clone());
+        }
         let to = usize::from(wire.ends[0] == from);
         if self.rng.random_bool(wire.loss) {
             return;
