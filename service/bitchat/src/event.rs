@@ -188,14 +188,14 @@ pub enum Action {
 pub enum Report {
     /// A peer is there, or what it says of itself has changed, or it is there again.
     Peer(Peer),
-    /// A peer has said farewell, or was not heard for long.
+    /// A peer has said farewell, was not heard for long, or had to make room for a newcomer.
     PeerGone {
         /// Who.
         id: MeshId,
         /// Whether it said so.
         left: bool,
     },
-    /// Somebody announced a peer's name with other keys than those pinned.
+    /// Somebody announced a peer's name with other keys than those pinned. Said once a minute.
     KeyConflict {
         /// Whose.
         id: MeshId,

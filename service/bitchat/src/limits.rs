@@ -11,7 +11,8 @@ pub struct Limits {
     /// Peers that speak through this node, itself included; hosting more is refused.
     pub hosted: usize,
     /// Peers remembered, present or only pinned. A new stranger takes the place of the stranger
-    /// that was heard least recently; whoever has a session or a link stays.
+    /// that was heard least recently; whoever has a session or a link, or was verified by a person,
+    /// stays.
     pub peers: usize,
     /// New peers learnt over one link in a minute; further announces over it wait for the next.
     pub new_peers_per_link_a_minute: u32,
@@ -42,7 +43,8 @@ pub struct Limits {
     pub fragments_received: u16,
     /// How long a set may take.
     pub set_life: Duration,
-    /// Sessions and handshakes; beyond it the one idle longest gives way, none that stands.
+    /// Sessions and handshakes; beyond it the one idle longest gives way, but no session used in the
+    /// last ten minutes.
     pub sessions: usize,
     /// Plaintexts that wait for one session.
     pub waiting_per_session: usize,

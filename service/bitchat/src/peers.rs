@@ -13,6 +13,9 @@ use crate::{
     },
 };
 
+/// How often a conflict over one name is reported.
+const CONFLICT_NEWS: Duration = Duration::from_secs(60);
+
 /// What is kept of a peer.
 #[derive(Clone, Debug)]
 pub(crate) struct Known {
@@ -32,6 +35,7 @@ pub(crate) struct Known {
     /// Its latest announce, which may come again over another link.
     pub(crate) announce: Option<Key>,
     pub(crate) is_present: bool,
+    conflict_at: Option<Duration>,
 }
 
 /// What an announce changes.
@@ -55,11 +59,13 @@ pub(crate) enum Change {
 pub(crate) struct Peers {
     known: BTreeMap<MeshId, Known>,
     capacity: usize,
+    /// Who was there and had to make room, until somebody is told.
+    displaced: Option<MeshId>,
 }
 
 impl Peers {
     pub(crate) fn new(capacity: usize) -> Self {
-        Self { known: BTreeMap::new(), capacity }
+        Self { known: BTreeMap::new(), capacity, displaced: None }
     }
 
     pub(crate) fn find(&self, id: MeshId) -> Option<&Known> {
@@ -104,6 +110,7 @@ impl Peers {
                 announced_ms: timestamp_ms,
                 announce: Some(key),
                 is_present: true,
+                conflict_at: None,
             };
             self.known.insert(id, known);
             return Change::New;
@@ -150,6 +157,7 @@ impl Peers {
             announced_ms: 0,
             announce: None,
             is_present: false,
+            conflict_at: None,
         };
         self.known.insert(id, known);
     }
@@ -188,18 +196,34 @@ impl Peers {
         .collect()
     }
 
-    /// The stranger heard least recently makes room, those that are gone first.
+    /// Who was there and has made room for the last newcomer.
+    pub(crate) fn take_displaced(&mut self) -> Option<MeshId> {
+        self.displaced.take()
+    }
+
+    /// Whether a conflict over this name is news: once a minute is enough.
+    pub(crate) fn note_conflict(&mut self, now: Duration, id: MeshId) -> bool {
+        let Some(known) = self.known.get_mut(&id) else { return false };
+        let is_news = known.conflict_at.is_none_or(|at| now.saturating_sub(at) >= CONFLICT_NEWS);
+        if is_news {
+            known.conflict_at = Some(now);
+        }
+        is_news
+    }
+
+    /// The stranger heard least recently makes room, those that are gone first; then those who have
+    /// proven a key. Whom a person has verified stays.
     fn make_room(&mut self, keep: impl Fn(MeshId) -> bool) -> bool {
         if self.known.len() < self.capacity {
             return true;
         }
-        let strangers = self
-            .known
-            .iter()
-            .filter(|(id, known)| !known.is_proven && !known.is_verified && !keep(**id));
-        let oldest = strangers.min_by_key(|(_, known)| (known.is_present, known.heard_at));
-        let oldest = oldest.map(|(id, _)| *id);
-        oldest.and_then(|id| self.known.remove(&id)).is_some()
+        let others = self.known.iter().filter(|(id, known)| !known.is_verified && !keep(**id));
+        let oldest =
+            others.min_by_key(|(_, known)| (known.is_proven, known.is_present, known.heard_at));
+        let Some(id) = oldest.map(|(id, _)| *id) else { return false };
+        let removed = self.known.remove(&id);
+        self.displaced = removed.filter(|known| known.is_present).map(|_| id);
+        true
     }
 }
 

@@ -201,10 +201,13 @@ impl<R: Rng> Node<R> {
         let (sessions, links) = (&self.sessions, &self.links);
         let keep = |id| sessions.knows(id) || links.values().any(|link| link.bound == Some(id));
         let heard = (packet.timestamp_ms, hops, key);
-        match self.peers.announce(now.at, packet.sender, announce, heard, keep) {
+        let change = self.peers.announce(now.at, packet.sender, announce, heard, keep);
+        if let Some(id) = self.peers.take_displaced() {
+            self.report(Report::PeerGone { id, left: false });
+        }
+        match change {
             Change::Conflict => {
-                self.counters.spoofed += 1;
-                self.report(Report::KeyConflict { id: packet.sender });
+                self.conflict(now, packet.sender);
                 return Verdict::Drop;
             }
             Change::Full => {
@@ -337,6 +340,14 @@ impl<R: Rng> Node<R> {
         };
         packet.hops_left = 0;
         self.receive(now, via, packet);
+    }
+
+    /// Somebody uses a name with other keys than those pinned.
+    pub(super) fn conflict(&mut self, now: Now, id: MeshId) {
+        self.counters.spoofed += 1;
+        if self.peers.note_conflict(now.at, id) {
+            self.report(Report::KeyConflict { id });
+        }
     }
 
     fn report_peer(&mut self, id: MeshId) {

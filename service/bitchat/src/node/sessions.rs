@@ -103,8 +103,7 @@ impl<R: Rng> Node<R> {
         self.counters.sessions += 1;
         // The session has proven another key of the same name: one of 2^64, or a lie before.
         if self.peers.find(pair.remote).is_some_and(|known| known.noise_key != noise_key) {
-            self.counters.spoofed += 1;
-            self.report(Report::KeyConflict { id: pair.remote });
+            self.conflict(now, pair.remote);
         }
         let Some(local) = self.locals.get(&pair.local) else { return };
         let state = PeerState {
@@ -160,8 +159,7 @@ impl<R: Rng> Node<R> {
         let was = self.peers.find(pair.remote).map(|known| known.signing_key);
         if was.is_some_and(|key| key != state.signing_key) {
             // Whoever announced that name first was not the holder of its Noise key.
-            self.counters.spoofed += 1;
-            self.report(Report::KeyConflict { id: pair.remote });
+            self.conflict(now, pair.remote);
         }
         self.peers.prove(pair.remote, state);
         self.files_unlocked(now, pair);

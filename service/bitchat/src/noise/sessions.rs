@@ -49,6 +49,8 @@ const AFTER_THIRD: Duration = Duration::from_millis(600);
 const THIRD_LOST: Duration = Duration::from_secs(2);
 /// A first message that crossed ours may come late.
 const LATE_CROSSING: Duration = Duration::from_secs(1);
+/// A session unused for so long gives way when the table is full.
+const LONG_IDLE: Duration = Duration::from_secs(600);
 /// iOS refuses older sessions.
 const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 const RENEW_AGE: Duration = Duration::from_secs(24 * 3600 / 10 * 9);
@@ -434,11 +436,14 @@ impl Sessions {
     /// The entry of a pair, made if there is room or somebody idle makes some.
     fn entry(&mut self, now: Duration, pair: Pair, out: &mut Vec<Outcome>) -> Option<&mut Entry> {
         if !self.entries.contains_key(&pair) && self.entries.len() >= self.capacity {
+            let is_idle = |entry: &Entry| {
+                entry.live.is_none() || now.saturating_sub(entry.used_at) >= LONG_IDLE
+            };
             let idle = self
                 .entries
                 .iter()
-                .filter(|(_, entry)| entry.live.is_none() && entry.waiting.is_empty())
-                .min_by_key(|(_, entry)| entry.used_at)
+                .filter(|(_, entry)| is_idle(entry) && entry.waiting.is_empty())
+                .min_by_key(|(_, entry)| (entry.live.is_some(), entry.used_at))
                 .map(|(pair, _)| *pair);
             let Some(idle) = idle else {
                 out.push(Outcome::Limited);
