@@ -31,7 +31,8 @@ pub struct TooManyFragments {
 
 /// How many bytes of a packet fit one fragment on a link that takes frames of `max_frame`.
 pub fn chunk(packet: &Packet, max_frame: usize) -> usize {
-    let header = if packet.route.is_empty() { 14 } else { 17 + packet.route.len() * 8 };
+    // A compressed form that saves one byte costs a field for the size: two bytes, or four.
+    let header = if packet.route.is_empty() { 14 + 1 } else { 17 + 3 + packet.route.len() * 8 };
     let recipient = if packet.recipient.is_some() { 8 } else { 0 };
     MAX_CHUNK.min(max_frame.saturating_sub(header + 8 + recipient + HEADER_LEN)).max(1)
 }
