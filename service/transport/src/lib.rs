@@ -4,6 +4,8 @@
 //! reaches, and two ends to put envelopes in and take them out.
 
 mod memory;
+mod radio;
+mod streams;
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -14,6 +16,8 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 pub use memory::{Faults, MemoryNetwork, MemoryOptions, MemoryTransport};
+pub use radio::{LinkIds, Radio, RadioEvent, TransmitError};
+pub use streams::{ParseAddressError, StreamAddress, StreamRadio};
 
 /// One way of carrying envelopes to other gateways and to phones.
 ///
