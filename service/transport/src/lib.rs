@@ -3,6 +3,7 @@
 //! Only this crate knows protocols. The gateway sees a name, what the transport can do, what it
 //! reaches, and two ends to put envelopes in and take them out.
 
+mod air;
 mod memory;
 mod radio;
 mod streams;
@@ -15,6 +16,7 @@ use serde::Serialize;
 use thiserror::Error;
 use tokio::sync::watch;
 
+pub use air::{AirCounters, AirRadio, AirServer, Position, Scenario, ScenarioError, Station};
 pub use memory::{Faults, MemoryNetwork, MemoryOptions, MemoryTransport};
 pub use radio::{LinkIds, Radio, RadioEvent, TransmitError};
 pub use streams::{ParseAddressError, StreamAddress, StreamRadio};

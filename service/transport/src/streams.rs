@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use fieldpost_bitchat::{LinkId, MAX_FRAME, Role};
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::JoinSet,
     time::sleep,
 };
@@ -28,7 +28,8 @@ use crate::{LinkIds, Radio, RadioEvent, TransmitError};
 
 pub use address::{ParseAddressError, StreamAddress};
 
-use self::{address::Listener, connection::Connection};
+pub(crate) use address::Listener;
+pub(crate) use connection::{Connection, read, write};
 
 /// Frames that wait for one link; further ones are refused.
 const OUTGOING: usize = 64;
@@ -37,6 +38,8 @@ const OUTGOING: usize = 64;
 const EVENTS: usize = 256;
 /// Connections that came, at once; further ones wait in the operating system's queue.
 const ACCEPTED: usize = 16;
+/// What was taken for a link that is being closed may still leave for so long.
+const LINGER: Duration = Duration::from_millis(500);
 /// Before the first new try to reach a neighbour; each further one waits twice as long.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(30);
@@ -54,8 +57,14 @@ pub struct StreamRadio {
 #[derive(Clone)]
 struct Shared {
     ids: LinkIds,
-    links: Arc<Mutex<BTreeMap<LinkId, mpsc::Sender<Vec<u8>>>>>,
+    links: Arc<Mutex<BTreeMap<LinkId, Queue>>>,
     events: mpsc::Sender<RadioEvent>,
+}
+
+/// What leads to one connection. Dropping it ends the connection.
+struct Queue {
+    frames: mpsc::Sender<Vec<u8>>,
+    _open: oneshot::Sender<()>,
 }
 
 impl StreamRadio {
@@ -98,7 +107,7 @@ impl Radio for StreamRadio {
         }
         let links = self.shared.links();
         let queue = links.get(&link).ok_or(TransmitError::NoLink)?;
-        queue.try_send(frame).map_err(|error| match error {
+        queue.frames.try_send(frame).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => TransmitError::Busy { limit: OUTGOING },
             mpsc::error::TrySendError::Closed(_) => TransmitError::NoLink,
         })
@@ -117,18 +126,27 @@ impl Radio for StreamRadio {
 }
 
 impl Shared {
-    fn links(&self) -> MutexGuard<'_, BTreeMap<LinkId, mpsc::Sender<Vec<u8>>>> {
+    fn links(&self) -> MutexGuard<'_, BTreeMap<LinkId, Queue>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs one connection as a link, until either side ends it.
     async fn run(&self, connection: Connection, role: Role) {
         let link = self.ids.next();
-        let (sender, queue) = mpsc::channel(OUTGOING);
-        self.links().insert(link, sender);
+        let (frames, queue) = mpsc::channel(OUTGOING);
+        let (open, closed) = oneshot::channel();
+        self.links().insert(link, Queue { frames, _open: open });
         let up = RadioEvent::Up { link, role, max_frame: MAX_FRAME, phone: false };
         if self.events.send(up).await.is_ok() {
-            connection.run(link, queue, &self.events).await;
+            let closed = async {
+                // Dropped, never sent.
+                let _ = closed.await;
+                sleep(LINGER).await;
+            };
+            tokio::select! {
+                () = connection.run(link, queue, &self.events) => {}
+                () = closed => {}
+            }
             // Nobody to tell is no loss.
             let _ = self.events.send(RadioEvent::Down { link }).await;
         }
