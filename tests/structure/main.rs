@@ -8,17 +8,26 @@ use std::{
 use serde_json::Value;
 
 /// Protocol cores and the words they share: no I/O, no clock, no database, not each other.
-const CORES: [&str; 4] =
-    ["fieldpost-delivery", "fieldpost-envelope", "fieldpost-mixnet", "fieldpost-peering"];
+const CORES: [&str; 5] = [
+    "fieldpost-bitchat",
+    "fieldpost-delivery",
+    "fieldpost-envelope",
+    "fieldpost-mixnet",
+    "fieldpost-peering",
+];
 /// What would bring I/O into a core.
 const IO: [&str; 7] = ["tokio", "mio", "socket2", "async-std", "smol", "sqlx", "sqlx-core"];
 /// Who may depend on whom inside the workspace, at most.
-const ARROWS: [(&str, &[&str]); 6] = [
+const ARROWS: [(&str, &[&str]); 7] = [
+    ("fieldpost-bitchat", &["fieldpost-envelope"]),
     ("fieldpost-delivery", &["fieldpost-envelope"]),
     ("fieldpost-envelope", &[]),
     ("fieldpost-mixnet", &["fieldpost-envelope"]),
     ("fieldpost-peering", &["fieldpost-envelope"]),
-    ("fieldpost-transport", &["fieldpost-envelope", "fieldpost-mixnet", "fieldpost-peering"]),
+    (
+        "fieldpost-transport",
+        &["fieldpost-bitchat", "fieldpost-envelope", "fieldpost-mixnet", "fieldpost-peering"],
+    ),
     ("fieldpost-gateway", &["fieldpost-delivery", "fieldpost-envelope", "fieldpost-transport"]),
 ];
 

@@ -3,10 +3,13 @@
 //! Only this crate knows protocols. The gateway sees a name, what the transport can do, what it
 //! reaches, and two ends to put envelopes in and take them out.
 
+mod air;
 mod files;
 pub mod htx;
 mod memory;
 mod mesh;
+mod radio;
+mod streams;
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -16,9 +19,12 @@ use serde::Serialize;
 use thiserror::Error;
 use tokio::sync::watch;
 
+pub use air::{AirCounters, AirRadio, AirServer, Position, Scenario, ScenarioError, Station};
 pub use files::{FileError, FileFetch, FileInfo, FileSource};
 pub use memory::{Faults, MemoryNetwork, MemoryOptions, MemoryTransport};
 pub use mesh::{MeshCounters, MeshError, MeshOptions, MeshRefusal, MeshTransport};
+pub use radio::{LinkIds, Radio, RadioEvent, TransmitError};
+pub use streams::{ParseAddressError, StreamAddress, StreamRadio};
 
 /// One way of carrying envelopes to other gateways and to phones.
 ///

@@ -1,0 +1,227 @@
+//! The queues in front of each link, and how fast they may empty.
+
+use std::{collections::VecDeque, time::Duration};
+
+use crate::{
+    id::MeshId,
+    limits::Limits,
+    link::{MAX_FRAME, Role},
+};
+
+/// Between fragments for everybody, and between directed ones: the pace of the apps (BitChat
+/// protocol reference, section 6.2).
+const BROADCAST_PACE: Duration = Duration::from_millis(30);
+const DIRECTED_PACE: Duration = Duration::from_millis(25);
+/// Between other frames to a phone.
+const PHONE_PACE: Duration = Duration::from_millis(4);
+/// Between any frames where no phone is.
+const PLAIN_PACE: Duration = Duration::from_millis(1);
+
+/// Two ends of a session, whose frames must not overtake each other.
+pub(super) type Flow = (MeshId, MeshId);
+
+/// Something that waits for a link.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) frame: Vec<u8>,
+    /// The session it belongs to, if it does.
+    pub(super) flow: Option<Flow>,
+    /// Whether it is part of a packet, and whether that is for one peer.
+    pub(super) fragment: Option<Reach>,
+    /// Whether it is somebody else's.
+    pub(super) is_relayed: bool,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Reach {
+    Broadcast,
+    Directed,
+}
+
+/// One link and what waits for it.
+pub(super) struct Link {
+    pub(super) role: Role,
+    pub(super) max_frame: usize,
+    phone: bool,
+    /// The peer at the other end, as far as its announces tell.
+    pub(super) bound: Option<MeshId>,
+    pub(super) bound_at: Duration,
+    /// Whom it has still to hear of, after it came up.
+    pub(super) greet: VecDeque<MeshId>,
+    pub(super) greet_at: Duration,
+    /// Until when we may be answered what we asked.
+    pub(super) asked_until: Duration,
+    pub(super) frames: Rate,
+    pub(super) relays: Rate,
+    pub(super) handshakes: Rate,
+    pub(super) new_peers: Rate,
+    pub(super) pings: Rate,
+    pub(super) syncs: Rate,
+    fast: VecDeque<Waiting>,
+    bulk: VecDeque<Waiting>,
+    fast_at: Duration,
+    bulk_at: Duration,
+    capacity: usize,
+}
+
+impl Link {
+    pub(super) fn new(
+        now: Duration,
+        role: Role,
+        max_frame: usize,
+        phone: bool,
+        limits: &Limits,
+    ) -> Self {
+        let second = Duration::from_secs(1);
+        let minute = Duration::from_secs(60);
+        Self {
+            role,
+            max_frame: max_frame.min(MAX_FRAME),
+            phone,
+            bound: None,
+            bound_at: now,
+            greet: VecDeque::new(),
+            greet_at: now,
+            asked_until: Duration::ZERO,
+            frames: Rate::new(limits.frames_per_link_a_second, second, 2),
+            relays: Rate::new(limits.relays_per_link_a_second, second, 2),
+            handshakes: Rate::new(limits.handshakes_per_link_a_minute, minute, 1),
+            new_peers: Rate::new(limits.new_peers_per_link_a_minute, minute, 1),
+            pings: Rate::new(limits.pings_per_link, Duration::from_secs(10), 1),
+            syncs: Rate::new(8, Duration::from_secs(30), 1),
+            fast: VecDeque::new(),
+            bulk: VecDeque::new(),
+            fast_at: now,
+            bulk_at: now,
+            capacity: limits.frames_per_link,
+        }
+    }
+
+    /// How many more frames of ours it would take.
+    pub(super) fn room(&self) -> usize {
+        self.capacity.saturating_sub(self.waiting())
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.fast.len() + self.bulk.len()
+    }
+
+    /// Queues a frame; false if there is no room for it.
+    pub(super) fn push(&mut self, waiting: Waiting) -> bool {
+        let limit = if waiting.is_relayed { self.capacity / 4 * 3 } else { self.capacity };
+        if self.waiting() >= limit {
+            return false;
+        }
+        let follows =
+            waiting.flow.is_some() && self.bulk.iter().any(|earlier| earlier.flow == waiting.flow);
+        if waiting.fragment.is_some() || follows {
+            self.bulk.push_back(waiting);
+        } else {
+            self.fast.push_back(waiting);
+        }
+        true
+    }
+
+    /// The next frame that may go now.
+    pub(super) fn pop(&mut self, now: Duration) -> Option<Waiting> {
+        if self.fast_at <= now
+            && let Some(waiting) = self.fast.pop_front()
+        {
+            self.fast_at = now + if self.phone { PHONE_PACE } else { PLAIN_PACE };
+            return Some(waiting);
+        }
+        if self.bulk_at <= now
+            && let Some(waiting) = self.bulk.pop_front()
+        {
+            self.bulk_at = now
+                + match (self.phone, waiting.fragment) {
+                    (false, _) => PLAIN_PACE,
+                    (true, Some(Reach::Broadcast)) => BROADCAST_PACE,
+                    (true, Some(Reach::Directed)) => DIRECTED_PACE,
+                    (true, None) => PHONE_PACE,
+                };
+            return Some(waiting);
+        }
+        None
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Duration> {
+        let fast = (!self.fast.is_empty()).then_some(self.fast_at);
+        let bulk = (!self.bulk.is_empty()).then_some(self.bulk_at);
+        let greet = (!self.greet.is_empty()).then_some(self.greet_at);
+        [fast, bulk, greet].into_iter().flatten().min()
+    }
+}
+
+/// So many in a span of time, and no more than a few spans' worth at once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rate {
+    interval: Duration,
+    burst: Duration,
+    /// When all that was taken will have been earned.
+    earned_at: Duration,
+}
+
+impl Rate {
+    pub(super) fn new(count: u32, span: Duration, spans: u32) -> Self {
+        Self { interval: span / count.max(1), burst: span * spans, earned_at: Duration::ZERO }
+    }
+
+    pub(super) fn take(&mut self, now: Duration) -> bool {
+        let earned_at = self.earned_at.max(now) + self.interval;
+        let may = earned_at <= now + self.burst;
+        if may {
+            self.earned_at = earned_at;
+        }
+        may
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_allows_its_burst_and_then_its_share() {
+        let mut rate = Rate::new(10, Duration::from_secs(1), 2);
+        let now = Duration::from_secs(5);
+        assert_eq!((0..100).filter(|_| rate.take(now)).count(), 20);
+        let later = now + Duration::from_millis(500);
+        assert_eq!((0..100).filter(|_| rate.take(later)).count(), 5);
+    }
+
+    #[test]
+    fn frames_of_a_session_do_not_overtake_its_fragments() {
+        let now = Duration::ZERO;
+        let mut link = Link::new(now, Role::Central, 512, true, &Limits::default());
+        let flow = Some((MeshId([1; 8]), MeshId([2; 8])));
+        let waiting = |frame: u8, flow, fragment| Waiting {
+            frame: vec![frame],
+            flow,
+            fragment,
+            is_relayed: false,
+        };
+        assert!(link.push(waiting(1, flow, Some(Reach::Directed))));
+        assert!(link.push(waiting(2, flow, Some(Reach::Directed))));
+        assert!(link.push(waiting(3, flow, None)));
+        assert!(link.push(waiting(4, None, None)));
+        let (mut order, mut times) = (Vec::new(), Vec::new());
+        while let Some(at) = link.next_deadline() {
+            let frame = link.pop(at).unwrap().frame[0];
+            order.push(frame);
+            times.push(at.as_millis());
+        }
+        assert_eq!((order, times), (vec![4, 1, 2, 3], vec![0, 0, 25, 50]));
+    }
+
+    #[test]
+    fn a_full_queue_turns_relayed_frames_away_before_our_own() {
+        let limits = Limits { frames_per_link: 8, ..Limits::default() };
+        let mut link = Link::new(Duration::ZERO, Role::Central, 512, true, &limits);
+        let mut push = |is_relayed| {
+            link.push(Waiting { frame: vec![0], flow: None, fragment: None, is_relayed })
+        };
+        assert_eq!((0..20).filter(|_| push(true)).count(), 6);
+        assert_eq!((0..20).filter(|_| push(false)).count(), 2);
+    }
+}

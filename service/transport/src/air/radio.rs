@@ -1,0 +1,135 @@
+//! A radio in the field.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use fieldpost_bitchat::LinkId;
+use tokio::{sync::mpsc, task::JoinSet};
+
+use super::protocol::{MAX_RECORD, ToField, ToRadio};
+use crate::{
+    LinkIds, Radio, RadioEvent, TransmitError,
+    streams::{StreamAddress, read, write},
+};
+
+/// Records that wait for the field; further ones are refused.
+const OUTGOING: usize = 256;
+/// Events that wait for the core; the field is not read while they are so many.
+const EVENTS: usize = 256;
+
+/// A radio of an [`AirServer`](super::AirServer)'s field.
+pub struct AirRadio {
+    links: Links,
+    outgoing: mpsc::Sender<ToField>,
+    events: mpsc::Receiver<RadioEvent>,
+    tasks: JoinSet<()>,
+}
+
+/// Our names of links, with the field's names and the largest frames.
+type Links = Arc<Mutex<BTreeMap<LinkId, (u64, usize)>>>;
+
+impl AirRadio {
+    /// Joins a field under a name of its scenario. Whether it is one shows only later: a radio that
+    /// is refused shuts.
+    ///
+    /// # Errors
+    ///
+    /// Nobody listens there.
+    pub async fn join(address: &StreamAddress, name: &str, ids: LinkIds) -> io::Result<Self> {
+        let (mut reader, mut writer) = address.connect().await?.split();
+        write(&mut writer, &ToField::Join { name: name.to_owned() }.encode()).await?;
+        let (outgoing, mut waiting) = mpsc::channel::<ToField>(OUTGOING);
+        let (sender, events) = mpsc::channel(EVENTS);
+        let links = Links::default();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            while let Some(record) = waiting.recv().await {
+                if write(&mut writer, &record.encode()).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let shared = links.clone();
+        tasks.spawn(async move {
+            let mut names = BTreeMap::new();
+            while let Ok(record) = read(&mut reader, MAX_RECORD).await {
+                let Some(record) = ToRadio::decode(&record) else { break };
+                let Some(event) = event(record, &shared, &mut names, &ids) else { continue };
+                if sender.send(event).await.is_err() {
+                    return;
+                }
+            }
+            let down = std::mem::take(&mut *lock(&shared));
+            for link in down.into_keys() {
+                if sender.send(RadioEvent::Down { link }).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Self { links, outgoing, events, tasks })
+    }
+}
+
+#[async_trait]
+impl Radio for AirRadio {
+    async fn next(&mut self) -> Option<RadioEvent> {
+        self.events.recv().await
+    }
+
+    fn transmit(&self, link: LinkId, frame: Vec<u8>) -> Result<(), TransmitError> {
+        let (field, limit) = *lock(&self.links).get(&link).ok_or(TransmitError::NoLink)?;
+        if frame.len() > limit {
+            return Err(TransmitError::TooLarge { size: frame.len(), limit });
+        }
+        let record = ToField::Frame { link: field, bytes: frame };
+        self.outgoing.try_send(record).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => TransmitError::Busy { limit: OUTGOING },
+            mpsc::error::TrySendError::Closed(_) => TransmitError::NoLink,
+        })
+    }
+
+    fn disconnect(&self, link: LinkId) {
+        let field = lock(&self.links).get(&link).map(|(field, _)| *field);
+        if let Some(link) = field {
+            // A full queue means that the field is behind; the core asks again if it matters.
+            let _ = self.outgoing.try_send(ToField::Close { link });
+        }
+    }
+
+    async fn shutdown(&mut self) {
+        self.events.close();
+        self.tasks.shutdown().await;
+    }
+}
+
+fn event(
+    record: ToRadio,
+    links: &Links,
+    names: &mut BTreeMap<u64, LinkId>,
+    ids: &LinkIds,
+) -> Option<RadioEvent> {
+    match record {
+        ToRadio::Up { link: field, role, max_frame } => {
+            let link = ids.next();
+            names.insert(field, link);
+            lock(links).insert(link, (field, max_frame));
+            Some(RadioEvent::Up { link, role, max_frame, phone: true })
+        }
+        ToRadio::Down { link } => {
+            let link = names.remove(&link)?;
+            lock(links).remove(&link);
+            Some(RadioEvent::Down { link })
+        }
+        ToRadio::Frame { link, bytes } => {
+            names.get(&link).map(|link| RadioEvent::Frame { link: *link, bytes })
+        }
+    }
+}
+
+fn lock(links: &Links) -> MutexGuard<'_, BTreeMap<LinkId, (u64, usize)>> {
+    links.lock().unwrap_or_else(PoisonError::into_inner)
+}
