@@ -7,6 +7,7 @@
 mod accept;
 mod drain;
 mod failover;
+mod federation;
 mod floor;
 mod latency;
 mod load;
@@ -19,7 +20,7 @@ use std::process::ExitCode;
 
 use crate::table::Table;
 
-const BENCHES: [&str; 5] = ["accept", "latency", "sockets", "drain", "failover"];
+const BENCHES: [&str; 6] = ["accept", "latency", "sockets", "drain", "failover", "federation"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -40,6 +41,9 @@ fn main() -> ExitCode {
     runtime.block_on(async {
         let mut table = Table::default();
         let floor = floor::measure(&mut table).await;
+        if wanted("federation") {
+            federation::run(&mut table).await;
+        }
         if wanted("accept") {
             accept::run(&mut table, &floor).await;
         }

@@ -6,6 +6,6 @@ mod faults;
 mod federation;
 mod hostile;
 mod privacy;
-mod trust;
 mod remote_files;
 mod remote_groups;
+mod trust;

@@ -54,7 +54,8 @@ async fn gateways_that_share_a_cable_find_each_other_and_carry_everything() {
     confirm(&bob, &shown, false).await;
     becomes(&alice, sent.message_id, "delivered").await;
 
-    let content: Vec<u8> = (0..50_u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let content: Vec<u8> =
+        (0..50_u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let file = upload(&alice, &content).await;
     let body = json!({ "to": "bob", "content": "a film", "file_ids": [file] });
     let accepted: Value = alice

@@ -36,10 +36,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// The transports that the operator asked for.
 pub fn chosen(config: &Config) -> Vec<Arc<LateTransport>> {
-    config
-        .transports()
-        .map(|_| LateTransport::new(MESH, MeshTransport::declared()))
-        .collect()
+    config.transports().map(|_| LateTransport::new(MESH, MeshTransport::declared())).collect()
 }
 
 /// Starts a transport as soon as that can be done, and keeps its key and certificate, until `stop`.

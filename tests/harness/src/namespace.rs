@@ -115,8 +115,18 @@ impl Cable {
         let unique = &Uuid::new_v4().simple().to_string()[..8];
         let devices = [format!("fa{unique}"), format!("fb{unique}")];
         must(&[
-            "link", "add", &devices[0], "netns", &one.0, "type", "veth", "peer", "name",
-            &devices[1], "netns", &other.0,
+            "link",
+            "add",
+            &devices[0],
+            "netns",
+            &one.0,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            &devices[1],
+            "netns",
+            &other.0,
         ]);
         let [first, second] = devices;
         let cable = Self { ends: [(one.0.clone(), first), (other.0.clone(), second)] };
