@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{Seek, SeekFrom, Write},
-    process::Command,
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
@@ -84,16 +84,28 @@ fn psql(url: &str, statement: &str) {
 
 /// Transactions a second of `script`.
 fn pgbench(url: &str, script: &str, clients: u32, seconds: u32) -> f64 {
-    let path = std::env::temp_dir().join(format!("fieldpost-pgbench-{}.sql", std::process::id()));
-    std::fs::write(&path, script).expect("a temporary file");
-    let output = Command::new("pgbench")
-        .args(["-n", "-M", "prepared", "-f"])
-        .arg(&path)
+    rate_of(start_pgbench(url, script, clients, seconds))
+}
+
+/// Starts `script` over and over with `clients`; see [`rate_of`].
+pub(crate) fn start_pgbench(url: &str, script: &str, clients: u32, seconds: u32) -> Child {
+    let mut child = Command::new("pgbench")
+        .args(["-n", "-M", "prepared", "-f", "/dev/stdin"])
         .args(["-c", &clients.to_string(), "-j", &clients.min(2).to_string()])
         .args(["-T", &seconds.to_string(), url])
-        .output()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
         .expect("pgbench starts: it is part of the postgresql package");
-    std::fs::remove_file(path).expect("removing");
+    let mut input = child.stdin.take().expect("it reads the script");
+    input.write_all(script.as_bytes()).expect("it reads the script");
+    child
+}
+
+/// Waits for it; the transactions a second.
+pub(crate) fn rate_of(child: Child) -> f64 {
+    let output = child.wait_with_output().expect("pgbench ends");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.lines()
         .find_map(|line| line.strip_prefix("tps = "))

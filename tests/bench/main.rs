@@ -7,6 +7,7 @@
 mod accept;
 mod drain;
 mod failover;
+mod federation;
 mod floor;
 mod latency;
 mod load;
@@ -20,7 +21,8 @@ use std::process::ExitCode;
 
 use crate::table::Table;
 
-const BENCHES: [&str; 6] = ["accept", "latency", "sockets", "drain", "failover", "mesh"];
+const BENCHES: [&str; 7] =
+    ["accept", "latency", "sockets", "drain", "failover", "federation", "mesh"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -41,6 +43,9 @@ fn main() -> ExitCode {
     runtime.block_on(async {
         let mut table = Table::default();
         let floor = floor::measure(&mut table).await;
+        if wanted("federation") {
+            federation::run(&mut table).await;
+        }
         if wanted("accept") {
             accept::run(&mut table, &floor).await;
         }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use tokio::net::TcpStream;
 use tokio_tungstenite::{
     WebSocketStream, client_async_with_config,
-    tungstenite::{ClientRequestBuilder, Message, protocol::WebSocketConfig},
+    tungstenite::{ClientRequestBuilder, Message, Utf8Bytes, protocol::WebSocketConfig},
 };
 
 /// A running gateway.
@@ -38,18 +38,9 @@ impl Server {
         client.token().expect("registration gives a token").to_owned()
     }
 
-    /// Opens a socket with small buffers, so that thousands cost the load generator little.
+    /// Opens a socket.
     pub(crate) async fn socket(&self, token: &str) -> Socket {
-        let uri = format!("ws://{}/v1/ws", self.address).parse().expect("an address");
-        let request =
-            ClientRequestBuilder::new(uri).with_header("Authorization", format!("Bearer {token}"));
-        let stream = TcpStream::connect(self.address).await.expect("the gateway listens");
-        stream.set_nodelay(true).expect("a socket option");
-        let config = WebSocketConfig::default().read_buffer_size(16 * 1024);
-        let (stream, _) = client_async_with_config(request, stream, Some(config))
-            .await
-            .expect("the socket opens");
-        Socket { stream }
+        Socket::open(self.address, token).await
     }
 
     /// Its embedded database, for a look at the queue tables.
@@ -72,13 +63,35 @@ pub(crate) struct Received {
 }
 
 impl Socket {
+    /// Opens one with small buffers, so that thousands cost the load generator little.
+    pub(crate) async fn open(address: SocketAddr, token: &str) -> Self {
+        let uri = format!("ws://{address}/v1/ws").parse().expect("an address");
+        let request =
+            ClientRequestBuilder::new(uri).with_header("Authorization", format!("Bearer {token}"));
+        let stream = TcpStream::connect(address).await.expect("the gateway listens");
+        stream.set_nodelay(true).expect("a socket option");
+        let config = WebSocketConfig::default().read_buffer_size(16 * 1024);
+        let (stream, _) = client_async_with_config(request, stream, Some(config))
+            .await
+            .expect("the socket opens");
+        Self { stream }
+    }
+
     /// The next message; `None` when the socket has closed.
     pub(crate) async fn next_message(&mut self) -> Option<Received> {
         loop {
+            let text = self.next_text().await?;
+            if text.contains("\"type\":\"message\"") {
+                return Some(serde_json::from_str(&text).expect("a message frame"));
+            }
+        }
+    }
+
+    /// The next frame of text; `None` when the socket has closed.
+    pub(crate) async fn next_text(&mut self) -> Option<Utf8Bytes> {
+        loop {
             match self.stream.next().await?.ok()? {
-                Message::Text(text) if text.contains("\"type\":\"message\"") => {
-                    return Some(serde_json::from_str(&text).expect("a message frame"));
-                }
+                Message::Text(text) => return Some(text),
                 Message::Close(_) => return None,
                 _ => {}
             }

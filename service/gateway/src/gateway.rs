@@ -16,7 +16,7 @@ use crate::{
     config::Config,
     connectivity::Connectivity,
     http::limits::Limits,
-    outbox::Learned,
+    outbox::{Errands, Learned},
     readiness::Readiness,
     rosters::Rosters,
     store::{Quotas, Store},
@@ -48,6 +48,8 @@ pub struct Shared {
     pub wake_outbox: Arc<Notify>,
     /// Told when a file is to be fetched from another gateway.
     pub wake_files: Arc<Notify>,
+    /// Receipts that the outbox sends at once.
+    pub errands: Errands,
     /// The ways to other gateways.
     pub transports: Vec<Arc<dyn Transport>>,
     /// How these did lately.

@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Duration};
 
 use chrono::TimeDelta;
 use fieldpost_delivery::{
-    Content, Inbound, Message, ReceiptIn, Received, Store as _, Time, Wishes,
+    Content, Inbound, Message, ReceiptIn, ReceiptOut, Received, Time, Wishes,
 };
 use fieldpost_envelope::{
     Envelope, GatewayId, PeerId, Receipt, ReceiptKind, Recipient, Said, SignedEnvelope, Verified,
@@ -28,13 +28,15 @@ use tracing::instrument;
 
 use crate::{
     Gateway,
-    outbox::{self, Awaited, Heard},
+    outbox::{self, Awaited, Errand, Errands, Heard},
     store::{Origin, OwedReceipt},
     telemetry::metrics as names,
 };
 
 /// Envelopes of one transport that are worked on at once; the others wait in the transport.
-const AT_ONCE: usize = 16;
+const AT_ONCE: usize = 512;
+/// These together, in KiB.
+const AT_ONCE_KIB: usize = 32 << 10;
 /// Attempts to store what came before it is left to the sender to send it again.
 const STORE_ATTEMPTS: u32 = 3;
 const STORE_PAUSE: Duration = Duration::from_millis(200);
@@ -53,6 +55,7 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     let room = Arc::new(Semaphore::new(AT_ONCE));
+    let memory = Arc::new(Semaphore::new(AT_ONCE_KIB));
     let mut tasks = JoinSet::new();
     loop {
         // Nothing is taken that could not be stored; the transport bounds what waits in it.
@@ -62,6 +65,9 @@ pub async fn run(
             transport.receive().await.map(|bytes| (permit, bytes))
         });
         let Some(Some((permit, bytes))) = received.await else { break };
+        let kib = (bytes.len() >> 10).clamp(1, AT_ONCE_KIB) as u32;
+        let memory = stop.run_until_cancelled(memory.clone().acquire_many_owned(kib));
+        let Some(Ok(memory)) = memory.await else { break };
         while tasks.try_join_next().is_some() {}
         let (gateway, awaited, name) = (gateway.clone(), awaited.clone(), transport.name());
         tasks.spawn(async move {
@@ -70,7 +76,7 @@ pub async fn run(
                 names::ENVELOPES_RECEIVED_TOTAL, "transport" => name, "outcome" => outcome.word(),
             )
             .increment(1);
-            drop(permit);
+            drop((permit, memory));
         });
     }
     let _ = timeout(STOP_GRACE, async { while tasks.join_next().await.is_some() {} }).await;
@@ -241,7 +247,7 @@ async fn take_broadcast(
     let mut outcome = Outcome::Duplicate;
     for listener in listeners {
         // A full inbox misses a broadcast; nobody is told, as nobody could repeat it.
-        if store(gateway, arrival, &envelope, listener).await? == Taken::New {
+        if store(gateway, arrival, &envelope, listener, false).await?.0 == Taken::New {
             outcome = Outcome::Stored;
         }
     }
@@ -254,17 +260,29 @@ async fn take_for(
     envelope: &Envelope,
     recipient: PeerId,
 ) -> sqlx::Result<Outcome> {
-    match store(gateway, arrival, envelope, recipient).await? {
-        Taken::New => {
-            gateway.wake_outbox.notify_one();
-            Ok(Outcome::Stored)
+    let errand = gateway.errands.room();
+    let (taken, at) = store(gateway, arrival, envelope, recipient, errand.is_some()).await?;
+    let outcome = match taken {
+        Taken::New => Outcome::Stored,
+        Taken::Known => Outcome::Duplicate,
+        Taken::Refused(reason) => return refuse(gateway, arrival, envelope, &reason).await,
+    };
+    match errand {
+        Some(room) => {
+            let receipt = ReceiptOut {
+                envelope: arrival.digest,
+                gateway: arrival.signer,
+                kind: ReceiptKind::Stored,
+                at,
+                reason: None,
+                level: envelope.level,
+                attempt: 1,
+            };
+            drop(room.send(Errand { receipt, is_kept: true }));
         }
-        Taken::Known => {
-            gateway.wake_outbox.notify_one();
-            Ok(Outcome::Duplicate)
-        }
-        Taken::Refused(reason) => refuse(gateway, arrival, envelope, &reason).await,
+        None => gateway.wake_outbox.notify_one(),
     }
+    Ok(outcome)
 }
 
 /// How a message was taken.
@@ -275,23 +293,26 @@ enum Taken {
     Refused(String),
 }
 
-/// Stores a message for one peer, if there is room for it.
+/// Stores a message for one peer, if there is room for it; and when. With `sends_receipt` the receipt
+/// that becomes owed is left to the caller.
 async fn store(
     gateway: &Gateway,
     arrival: Arrival,
     envelope: &Envelope,
     recipient: PeerId,
-) -> sqlx::Result<Taken> {
+    sends_receipt: bool,
+) -> sqlx::Result<(Taken, Time)> {
+    let refused = |reason: String| Ok((Taken::Refused(reason), gateway.clock.now()));
     let files = match files::taken_up(gateway, arrival, envelope).await? {
         Ok(files) => files,
-        Err(reason) => return Ok(Taken::Refused(reason)),
+        Err(reason) => return refused(reason),
     };
-    let inbound = inbound(arrival, envelope, recipient, files.ids());
+    let inbound = Arc::new(inbound(arrival, envelope, recipient, files.ids()));
     let recipient = &inbound.recipient;
     let (name, sender) = (recipient.to_string(), inbound.message.sender.to_string());
     let size = inbound.message.content.bytes.len() as u64;
     if !gateway.store.peer_exists(recipient).await? {
-        return Ok(Taken::Refused(format!("there is no peer {recipient} at this gateway")));
+        return refused(format!("there is no peer {recipient} at this gateway"));
     }
     let origin = match gateway.rosters.is_trusted(arrival.signer) {
         true => Origin::Known,
@@ -299,39 +320,46 @@ async fn store(
     };
     if let Err(full) = gateway.quotas.check_and_reserve(&name, &sender, size, origin).await? {
         tracing::debug!(%full, "a message from elsewhere found no room");
-        return Ok(Taken::Refused("the recipient's storage is full".to_owned()));
+        return refused("the recipient's storage is full".to_owned());
     }
     files.grant(gateway, envelope, recipient).await?;
-    let received = receive(gateway, &inbound).await;
-    if matches!(received, Ok(Received::Refused(_))) {
+    let received = receive(gateway, &inbound, sends_receipt).await;
+    if matches!(received, Ok((Received::Refused(_), _))) {
         gateway.store.forget_reader(&files.remote, recipient).await?;
     }
-    if !matches!(received, Ok(Received::Stored { .. })) {
+    if !matches!(received, Ok((Received::Stored { .. }, _))) {
         gateway.quotas.release(&name, &sender, 1, size);
     }
-    let received = received?;
+    let (received, at) = received?;
     // Even a copy can bring out what waited behind it.
     gateway.subscribers.wake([recipient]);
-    Ok(match received {
+    let taken = match received {
         Received::Stored { .. } => {
             gateway.store.count_received(recipient);
             Taken::New
         }
         Received::Duplicate => Taken::Known,
         Received::Refused(reason) => Taken::Refused(reason),
-    })
+    };
+    Ok((taken, at))
 }
 
 /// Two replicas that take the same lane at once may have to begin again.
-async fn receive(gateway: &Gateway, inbound: &Inbound) -> sqlx::Result<Received> {
+async fn receive(
+    gateway: &Gateway,
+    inbound: &Arc<Inbound>,
+    sends_receipt: bool,
+) -> sqlx::Result<(Received, Time)> {
     let mut attempt = 1;
     loop {
         let now = gateway.clock.now();
-        match gateway.store.receive(now, inbound, gateway.config.order_wait).await {
+        let claimed_until = sends_receipt.then(|| now + Errands::CLAIM);
+        let order_wait = gateway.config.order_wait;
+        match gateway.store.take_in(now, inbound.clone(), order_wait, claimed_until).await {
             Err(error) if attempt < STORE_ATTEMPTS => {
                 tracing::debug!(%error, "a message from elsewhere was not stored; trying again");
             }
-            outcome => return outcome,
+            outcome => return outcome.map(|received| (received, now)),
         }
         sleep(STORE_PAUSE * attempt).await;
         attempt += 1;

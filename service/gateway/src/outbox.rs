@@ -16,6 +16,7 @@
 
 mod awaited;
 mod carry;
+mod errands;
 mod receipts;
 mod routes;
 
@@ -43,10 +44,14 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::{
     awaited::{Awaited, Heard},
+    errands::{Errand, Errands},
     receipts::settle,
     routes::{Learned, Preview, preview},
 };
-use crate::{Gateway, config::Switch, connectivity::Connectivity, telemetry::metrics as names};
+use crate::{
+    Gateway, config::Switch, connectivity::Connectivity, store::CLAIM_BYTES,
+    telemetry::metrics as names,
+};
 
 /// How often the outbox looks though nothing woke it.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -57,13 +62,19 @@ const CROWDED_PAUSE: Duration = Duration::from_millis(250);
 /// The pause after the database failed.
 const FAILED_PAUSE: Duration = Duration::from_secs(1);
 /// Deliveries under way at once.
-const MAX_UNDER_WAY: usize = 256;
+const MAX_UNDER_WAY: usize = 2048;
 /// The content of these together; nothing more is claimed beyond.
 const MAX_BYTES_UNDER_WAY: usize = 64 << 20;
 /// Deliveries under way to one target before no more are claimed for it.
-const MAX_FOR_TARGET: usize = 32;
+const MAX_FOR_TARGET: usize = 512;
+/// The content of these together, likewise.
+const MAX_BYTES_FOR_TARGET: usize = 16 << 20;
+/// Deliveries claimed at once.
+const MAX_CLAIMED: usize = 256;
 /// Receipts under way at once.
-const MAX_RECEIPTS: usize = 64;
+const MAX_RECEIPTS: usize = 1024;
+/// How often what is out of reach is laid aside at most.
+const STRAND_EVERY: TimeDelta = TimeDelta::milliseconds(250);
 /// How long this replica's word on what it reaches holds.
 const REACH_LEASE: TimeDelta = TimeDelta::seconds(60);
 /// How often it is renewed: two renewals may fail.
@@ -81,7 +92,13 @@ const STOP_GRACE: Duration = Duration::from_secs(2);
 
 /// Runs until `stop`; then claims no more and gives what is under way a moment to be recorded.
 pub async fn run(gateway: Gateway, awaited: Awaited, stop: CancellationToken) {
-    let mut driver = Driver::new(Outbox::new(gateway, awaited));
+    let driver = Driver::new(Outbox::new(gateway, awaited));
+    let outbox = driver.outbox.clone();
+    // Errands do not wait for a look, which asks the database several times.
+    tokio::join!(drive(driver, stop.clone()), errands::run(outbox, stop));
+}
+
+async fn drive(mut driver: Driver, stop: CancellationToken) {
     let mut failing = false;
     while !stop.is_cancelled() {
         let pause = match driver.look().await {
@@ -160,7 +177,8 @@ struct Driver {
     /// Claims of what is under way already, until that ends.
     second_claims: HashMap<Key, Claim>,
     bytes_under_way: usize,
-    by_target: HashMap<String, usize>,
+    by_target: HashMap<String, Burden>,
+    strand_at: Time,
     renew_at: Time,
     reconsider_at: Time,
     warm_at: Time,
@@ -170,6 +188,25 @@ struct Driver {
     best_level: u8,
     /// More was due than could be claimed.
     has_backlog: bool,
+    /// For some targets nothing was claimed, since as much as may be is under way to them.
+    is_crowded: bool,
+}
+
+/// What is under way to one target.
+#[derive(Clone, Copy, Default)]
+struct Burden {
+    deliveries: usize,
+    bytes: usize,
+}
+
+impl Burden {
+    fn is_full(self) -> bool {
+        self.deliveries >= MAX_FOR_TARGET || self.bytes >= MAX_BYTES_FOR_TARGET
+    }
+
+    fn is_halved(self) -> bool {
+        self.deliveries <= MAX_FOR_TARGET / 2 && self.bytes <= MAX_BYTES_FOR_TARGET / 2
+    }
 }
 
 /// What one transport reaches, as far as the store was told.
@@ -212,10 +249,12 @@ impl Driver {
             second_claims: HashMap::new(),
             bytes_under_way: 0,
             by_target: HashMap::new(),
+            strand_at: Time::UNIX_EPOCH,
             renew_at: Time::UNIX_EPOCH,
             reconsider_at: Time::UNIX_EPOCH,
             best_level: 0,
             has_backlog: false,
+            is_crowded: false,
         }
     }
 
@@ -236,7 +275,11 @@ impl Driver {
         if !returned.is_empty() {
             self.outbox.gateway.store.reached(now, &returned).await?;
         }
-        self.outbox.gateway.store.strand(now).await?;
+        let strands = now >= self.strand_at;
+        if strands {
+            self.outbox.gateway.store.strand(now).await?;
+            self.strand_at = now + STRAND_EVERY;
+        }
         self.reconsider(now).await?;
         let reachable = self.reachable();
         self.claim_deliveries(now, &reachable).await?;
@@ -245,11 +288,10 @@ impl Driver {
             return Ok(SWEEP);
         }
         let due = self.outbox.gateway.store.next_due_elsewhere(&reachable).await?;
-        let least = if self.is_crowded() { CROWDED_PAUSE } else { LEAST_PAUSE };
-        let pause = due.map_or(SWEEP, |due| {
-            (due - self.outbox.gateway.clock.now()).to_std().unwrap_or_default()
-        });
-        Ok(pause.clamp(least, SWEEP))
+        let least = if self.is_crowded { CROWDED_PAUSE } else { LEAST_PAUSE };
+        let until = |at: Time| (at - self.outbox.gateway.clock.now()).to_std().unwrap_or_default();
+        let most = if strands { SWEEP } else { until(self.strand_at).clamp(least, SWEEP) };
+        Ok(due.map_or(most, |due| until(due).clamp(least, most)))
     }
 
     /// Waits until another look is worth it. After a failure only time is.
@@ -270,7 +312,8 @@ impl Driver {
                     return;
                 }
                 Some(ended) = self.deliveries.join_next() => {
-                    if let Some(retry_at) = self.ended(ended) {
+                    let (retry_at, has_room_again) = self.ended(ended);
+                    if let Some(retry_at) = retry_at {
                         let left = (retry_at - clock.now()).to_std().unwrap_or_default();
                         let due = Instant::now() + left.max(LEAST_PAUSE);
                         if due < pause.deadline() {
@@ -278,7 +321,9 @@ impl Driver {
                         }
                     }
                     // Half the room at a time, so that a backlog is not claimed one by one.
-                    if self.has_backlog && self.deliveries.len() <= MAX_UNDER_WAY / 2 {
+                    if self.has_backlog && self.deliveries.len() <= MAX_UNDER_WAY / 2
+                        || self.is_crowded && has_room_again
+                    {
                         return;
                     }
                 }
@@ -363,21 +408,16 @@ impl Driver {
         all.into_iter().cloned().collect()
     }
 
-    fn is_crowded(&self) -> bool {
-        self.by_target.values().any(|count| *count >= MAX_FOR_TARGET)
-    }
-
     async fn claim_deliveries(&mut self, now: Time, reachable: &[String]) -> sqlx::Result<()> {
-        self.has_backlog = false;
+        (self.has_backlog, self.is_crowded) = (false, false);
         loop {
             let targets: Vec<String> = reachable
                 .iter()
-                .filter(|name| {
-                    self.by_target.get(*name).is_none_or(|count| *count < MAX_FOR_TARGET)
-                })
+                .filter(|name| !self.by_target.get(*name).is_some_and(|burden| burden.is_full()))
                 .cloned()
                 .collect();
-            let room = MAX_UNDER_WAY.saturating_sub(self.deliveries.len()).min(MAX_FOR_TARGET);
+            self.is_crowded = targets.len() < reachable.len();
+            let room = MAX_UNDER_WAY.saturating_sub(self.deliveries.len()).min(MAX_CLAIMED);
             if targets.is_empty() {
                 return Ok(());
             }
@@ -387,7 +427,8 @@ impl Driver {
             }
             let lease = self.outbox.rules.lease();
             let claims = self.outbox.gateway.store.claim_due(now, lease, &targets, room).await?;
-            let is_last = claims.len() < room;
+            let bytes: usize = claims.iter().map(|claim| claim.message.content.bytes.len()).sum();
+            let is_last = claims.len() < room && bytes < CLAIM_BYTES;
             for claim in claims {
                 self.begin(claim);
             }
@@ -406,7 +447,9 @@ impl Driver {
             return;
         }
         self.bytes_under_way += load.bytes;
-        *self.by_target.entry(load.target.clone()).or_default() += 1;
+        let burden = self.by_target.entry(load.target.clone()).or_default();
+        burden.deliveries += 1;
+        burden.bytes += load.bytes;
         metrics::gauge!(names::DELIVERIES_UNDER_WAY).increment(1);
         self.deliveries.spawn(async move {
             let retry_at = carry::carry(&outbox, claim).await;
@@ -414,15 +457,16 @@ impl Driver {
         });
     }
 
-    /// Frees what a delivery took up; returns when it is to be tried again, if that is known.
-    fn ended(&mut self, ended: Result<Load, tokio::task::JoinError>) -> Option<Time> {
+    /// Frees what a delivery took up; returns when it is to be tried again, if that is known, and
+    /// whether its target has room for many again.
+    fn ended(&mut self, ended: Result<Load, tokio::task::JoinError>) -> (Option<Time>, bool) {
         metrics::gauge!(names::DELIVERIES_UNDER_WAY).decrement(1);
         let load = match ended {
             Ok(load) => load,
             Err(error) => {
                 // What it took up stays counted: that is safer than guessing.
                 tracing::error!(%error, "a delivery broke; it is tried again when its claim ends");
-                return None;
+                return (None, false);
             }
         };
         self.under_way.remove(&load.key);
@@ -431,13 +475,16 @@ impl Driver {
             self.receipts.spawn(async move { give_up(&outbox, &claim).await });
         }
         self.bytes_under_way -= load.bytes;
-        if let Some(count) = self.by_target.get_mut(&load.target) {
-            *count -= 1;
-            if *count == 0 {
-                self.by_target.remove(&load.target);
-            }
+        let Some(burden) = self.by_target.get_mut(&load.target) else {
+            return (load.retry_at, false);
+        };
+        burden.deliveries -= 1;
+        burden.bytes -= load.bytes;
+        let is_halved = burden.is_halved();
+        if burden.deliveries == 0 {
+            self.by_target.remove(&load.target);
         }
-        load.retry_at
+        (load.retry_at, is_halved)
     }
 
     async fn claim_receipts(&mut self, now: Time, reachable: &[String]) -> sqlx::Result<()> {
@@ -451,7 +498,8 @@ impl Driver {
         self.has_backlog |= claimed.len() == room;
         for receipt in claimed {
             let outbox = self.outbox.clone();
-            self.receipts.spawn(async move { receipts::send(&outbox, receipt).await });
+            let errand = Errand { receipt, is_kept: true };
+            self.receipts.spawn(async move { receipts::send(&outbox, errand).await });
         }
         Ok(())
     }

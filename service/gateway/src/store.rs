@@ -6,7 +6,7 @@ use std::{
 };
 
 use chrono::{DateTime, NaiveDate, Utc};
-use fieldpost_delivery::Settled;
+use fieldpost_delivery::{Received, Settled};
 use sqlx::PgPool;
 use tokio::sync::RwLock;
 
@@ -40,12 +40,15 @@ mod partitions;
 mod peers;
 mod presence;
 pub mod quota;
+mod receive;
+mod record;
 mod remote;
 pub mod remote_files;
 pub mod remote_groups;
 pub mod rosters;
 mod rotation;
 pub mod schema;
+mod settle;
 mod show;
 mod warm;
 mod words;
@@ -57,6 +60,7 @@ pub use groups::{FanOut, GroupTraffic};
 pub use messages::{Page, conversation, status_of};
 pub use mirrored::Traffic;
 pub use node_keys::NODE_KEY_LEASE;
+pub use outbox::CLAIM_BYTES;
 pub use peers::{
     Admission, MAX_LISTED, NewPeer, Peer, PeerDefaults, PeerSettings, PeerStats, Registered,
     ShownTo,
@@ -65,6 +69,7 @@ pub use presence::{LEASE, Presence};
 pub use quota::{Full, Origin, Quotas};
 pub use remote::RemotePeer;
 pub use rotation::{Rotated, RotationError};
+pub use settle::Settlement;
 pub use show::SMALL_PAGE_BYTES;
 
 /// What the gateway keeps, in Postgres.
@@ -93,7 +98,12 @@ pub struct Store {
     looks: Arc<Batches<show::Look, show::Seen>>,
     /// The latest time at which anybody looked into an inbox here.
     latest_look: Arc<Mutex<DateTime<Utc>>>,
-    confirmations: Arc<Batches<confirm::UpTo, Vec<Settled>>>,
+    confirmations: Arc<Batches<confirm::UpTo, confirm::Taken>>,
+    arrivals: Arc<Batches<receive::Arriving, Received>>,
+    leaving: Arc<Batches<record::Leaving, ()>>,
+    steps: Arc<Batches<record::Step, Option<Settled>>>,
+    receipts: Arc<Batches<settle::Came, settle::Settlement>>,
+    receipts_sent: Arc<Batches<federation::Sent, ()>>,
 }
 
 impl Store {
@@ -127,6 +137,11 @@ impl Store {
             looks: Arc::default(),
             latest_look: Arc::default(),
             confirmations: Arc::default(),
+            arrivals: Arc::default(),
+            leaving: Arc::default(),
+            steps: Arc::default(),
+            receipts: Arc::default(),
+            receipts_sent: Arc::default(),
         }
     }
 }

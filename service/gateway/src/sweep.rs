@@ -131,9 +131,10 @@ async fn expire(gateway: &Gateway) -> sqlx::Result<()> {
         metrics::counter!(names::DELIVERIES_EXPIRED_TOTAL).increment(ended.len() as u64);
         subscribers::tell_senders(gateway, &ended);
         if ended.is_empty() {
-            return Ok(());
+            break;
         }
     }
+    gateway.store.expire_receipts(gateway.clock.now()).await.map(drop)
 }
 
 async fn release(gateway: &Gateway) -> sqlx::Result<()> {

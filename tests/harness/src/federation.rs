@@ -1,6 +1,7 @@
 //! Gateways inside this process, each on a database of its own, joined by `memory` networks.
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -152,14 +153,22 @@ impl Node {
         &self.transports[number]
     }
 
+    /// Where its API is.
+    ///
+    /// # Panics
+    ///
+    /// If the gateway does not run.
+    pub fn listens_on(&self) -> SocketAddr {
+        self.running.as_ref().expect("the gateway runs").addresses().0
+    }
+
     /// A client without a name.
     ///
     /// # Panics
     ///
     /// If the gateway does not run.
     pub fn client(&self) -> Client {
-        let running = self.running.as_ref().expect("the gateway runs");
-        Client::new(&format!("http://{}", running.addresses().0), false)
+        Client::new(&format!("http://{}", self.listens_on()), false)
     }
 
     /// Its database, for tests that change what the gateway itself never would.

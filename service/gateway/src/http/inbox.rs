@@ -12,7 +12,7 @@ use axum::{
 };
 use fieldpost_delivery::{Confirm, InboxEntry, Seq, Settled, Store as _};
 use fieldpost_envelope::{MessageId, PeerId};
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::{Stream, StreamExt, future::try_join_all, stream};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
 use utoipa::ToSchema;
@@ -132,8 +132,19 @@ pub(super) async fn take_confirmation(
     if matches!(what, Confirm::Messages(messages) if messages.is_empty()) {
         return Ok(Vec::new());
     }
-    let settled = gateway.store.confirm(gateway.clock.now(), peer, what, read).await?;
-    if settled.iter().any(|settled| settled.sender.gateway.is_some()) {
+    let now = gateway.clock.now();
+    let claimed_until = gateway.errands.claim(now);
+    let (settled, receipts) =
+        gateway.store.take_confirmation(now, peer, what, read, claimed_until).await?;
+    let are_owed = settled.iter().any(|settled| settled.sender.gateway.is_some());
+    if are_owed && receipts.is_empty() {
+        gateway.wake_outbox.notify_one();
+    }
+    let left = gateway.errands.run(receipts);
+    if !left.is_empty() {
+        let put_off = left.iter().map(|receipt| gateway.store.receipt_done(receipt, Some(now)));
+        // Without this they are due when their claims end.
+        let _ = try_join_all(put_off).await;
         gateway.wake_outbox.notify_one();
     }
     subscribers::tell_senders(gateway, &settled);

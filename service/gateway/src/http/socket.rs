@@ -4,7 +4,7 @@
 //! the store page by page as the client takes them, so a slow reader costs one page of memory and
 //! holds nobody up; after a while it is closed and may resume.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, task::Poll, time::Duration};
 
 use axum::{
     extract::{
@@ -453,8 +453,9 @@ impl<'a> Session<'a> {
         };
         let bytes: usize = entries.iter().map(|entry| entry.message.content.bytes.len()).sum();
         self.hungry |= entries.len() == PAGE || bytes >= SMALL_PAGE_BYTES;
+        self.cursor = entries.last().map_or(self.cursor, |last| last.seq);
+        self.look_ahead().await;
         for entry in entries {
-            self.cursor = entry.seq;
             let (sender, id) = (&entry.message.sender.peer, entry.message.id);
             let span = self.gateway.traces.part(
                 sender,
@@ -469,6 +470,16 @@ impl<'a> Session<'a> {
             written(fed.await)?;
         }
         written(timeout(WRITE_DEADLINE, socket.flush()).await)
+    }
+
+    /// Asks for the next page, if there is one, so that the store finds it while this one is written.
+    async fn look_ahead(&mut self) {
+        self.begin();
+        if let Some(showing) = &mut self.showing
+            && let Poll::Ready(shown) = futures_util::poll!(showing.as_mut())
+        {
+            self.showing = Some(std::future::ready(shown).boxed());
+        }
     }
 
     async fn read(

@@ -3,30 +3,34 @@
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use fieldpost_delivery::{Backoff, ReceiptOut, Settled, Store as _};
+use fieldpost_delivery::{Backoff, ReceiptOut, Store as _};
 use fieldpost_envelope::{Receipt, ReceiptKind, SignedEnvelope, limits};
 use tokio::time::timeout;
 use tracing::instrument;
 
 use crate::{
     Gateway,
-    outbox::{Heard, Outbox},
+    outbox::{Errand, Heard, Outbox},
+    store::{OwedReceipt, Settlement},
     subscribers,
     telemetry::metrics as names,
 };
 
 /// Sends one receipt over the first transport that takes it, and records what follows.
 #[instrument(name = "outbox.receipt", skip_all, fields(
-    receipt.kind = %receipt.kind,
-    receipt.attempt = receipt.attempt,
+    receipt.kind = %errand.receipt.kind,
+    receipt.attempt = errand.receipt.attempt,
 ))]
-pub(super) async fn send(outbox: &Outbox, receipt: ReceiptOut) {
-    let outcome = match sign(outbox, &receipt) {
-        Ok(Some(envelope)) => deliver(outbox, &receipt, envelope).await,
+pub(super) async fn send(outbox: &Outbox, errand: Errand) {
+    let outcome = match sign(outbox, &errand.receipt) {
+        Ok(Some(envelope)) => deliver(outbox, &errand, envelope).await,
         Ok(None) => {
             // We wrote it ourselves within the limits.
             tracing::error!("a receipt could not be put into an envelope and is dropped");
-            outbox.gateway.store.receipt_done(&receipt, None).await
+            match errand.is_kept {
+                true => outbox.gateway.store.receipt_done(&errand.receipt, None).await,
+                false => Ok(()),
+            }
         }
         Err(error) => Err(error),
     };
@@ -36,29 +40,50 @@ pub(super) async fn send(outbox: &Outbox, receipt: ReceiptOut) {
     }
 }
 
-async fn deliver(
-    outbox: &Outbox,
-    receipt: &ReceiptOut,
-    envelope: SignedEnvelope,
-) -> sqlx::Result<()> {
+async fn deliver(outbox: &Outbox, errand: &Errand, envelope: SignedEnvelope) -> sqlx::Result<()> {
     let gateway = &outbox.gateway;
+    let Errand { receipt, is_kept } = errand;
+    let mut answers = outbox.awaited.wait_for(envelope.digest());
     let left = leave(outbox, receipt, &envelope).await;
     let later = |backoff: Backoff| {
         let wait = backoff.wait(receipt.attempt, &mut *outbox.rng());
         gateway.clock.now() + TimeDelta::from_std(wait).unwrap_or(TimeDelta::hours(1))
     };
     match (left, receipt.kind) {
-        (false, _) => gateway.store.receipt_done(receipt, Some(later(Backoff::RECEIPT))).await,
+        (true, ReceiptKind::Stored) if !is_kept => Ok(()),
         // Whoever misses it sends the message again.
         (true, ReceiptKind::Stored) => gateway.store.receipt_done(receipt, None).await,
+        (false, _) if !is_kept => {
+            let owed = OwedReceipt {
+                answers: receipt.envelope,
+                kind: receipt.kind,
+                gateway: receipt.gateway,
+                reason: receipt.reason.as_deref(),
+                level: receipt.level,
+                expires_at: gateway.clock.now() + ANSWER_LIFETIME,
+            };
+            gateway.store.owe_receipt(later(Backoff::RECEIPT), &owed).await
+        }
+        (false, _) => gateway.store.receipt_done(receipt, Some(later(Backoff::RECEIPT))).await,
         (true, ReceiptKind::Delivered | ReceiptKind::Read | ReceiptKind::Refused) => {
             let first = outbox.rules.failover_timeout;
+            let in_time = timeout(ANSWER_WAIT.min(first), answers.next()).await.ok().flatten();
+            let is_answer = |heard: &Heard| {
+                heard.receipt.kind == ReceiptKind::Stored && heard.receipt.signer == receipt.gateway
+            };
+            if in_time.iter().chain(&answers.close()).any(is_answer) {
+                return gateway.store.receipt_done(receipt, None).await;
+            }
             let backoff = Backoff { first, most: first.max(LONGEST_SILENCE) };
             gateway.store.receipt_left(receipt, &envelope.digest(), later(backoff)).await
         }
     }
 }
 
+/// How long an answer is waited for before the receipt is noted as one without.
+const ANSWER_WAIT: Duration = Duration::from_secs(1);
+/// How long an answer that could not be sent is owed: by then the other side has asked again.
+const ANSWER_LIFETIME: TimeDelta = TimeDelta::days(1);
 /// The longest wait before a receipt without an answer is sent again.
 const LONGEST_SILENCE: Duration = Duration::from_secs(3600);
 
@@ -117,34 +142,40 @@ fn within_limit(reason: &str) -> String {
     reason[..end].replace('\0', "")
 }
 
-/// Applies a receipt that came, tells the sender what it changed, and owes its answer. Doing it
-/// again is harmless.
+/// Applies a receipt that came, tells the sender what it changed, and answers it. Doing it again is
+/// harmless.
+///
+/// The answer is not kept: whoever misses it says the same again.
 ///
 /// # Errors
 ///
 /// The store's; the other gateway says it again.
-pub async fn settle(gateway: &Gateway, heard: &Heard) -> sqlx::Result<Option<Settled>> {
+pub async fn settle(gateway: &Gateway, heard: &Heard) -> sqlx::Result<()> {
     let now = gateway.clock.now();
     let Heard { receipt, digest } = heard;
-    let settled = gateway.store.settle(now, receipt).await?;
+    let Settlement { level, settled } = gateway.store.take_receipt(now, receipt).await?;
     subscribers::tell_senders(gateway, settled.as_slice());
-    match receipt.kind {
-        ReceiptKind::Stored => {
-            gateway.store.receipt_answered(&receipt.envelope, receipt.signer).await?;
-        }
-        ReceiptKind::Delivered | ReceiptKind::Read | ReceiptKind::Refused => {
-            if gateway.store.answer_receipt(now, receipt, digest).await? {
-                gateway.wake_outbox.notify_one();
-            }
-        }
+    if let (Some(level), true) = (level, receipt.kind != ReceiptKind::Stored)
+        && let Some(room) = gateway.errands.room()
+    {
+        let answer = ReceiptOut {
+            envelope: *digest,
+            gateway: receipt.signer,
+            kind: ReceiptKind::Stored,
+            at: now,
+            reason: None,
+            level,
+            attempt: 1,
+        };
+        room.send(Errand { receipt: answer, is_kept: false });
     }
-    Ok(settled)
+    Ok(())
 }
 
 /// Whether the receipt was applied, or had been before.
 pub(super) async fn settle_or_log(gateway: &Gateway, heard: &Heard) -> bool {
     match settle(gateway, heard).await {
-        Ok(_) => true,
+        Ok(()) => true,
         Err(error) => {
             tracing::warn!(%error, "a receipt could not be settled; it comes again");
             false

@@ -4,24 +4,34 @@ use std::{
     collections::{HashSet, VecDeque},
     future::Future,
     hash::Hash,
-    mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::oneshot;
 
-/// The most questions that one statement answers.
+/// The most questions that one statement answers, unless its kind says otherwise.
 pub(super) const MOST_QUESTIONS: usize = 64;
 /// Statements of one kind at a time: a second one, so that one slow question does not hold up all
 /// others.
 const MOST_STATEMENTS: usize = 2;
+/// The most content in one statement, in bytes; a single question may bring more.
+const MOST_BYTES: usize = 8 << 20;
 
 /// Something that can be asked together with others.
 pub(super) trait Question: Clone + Send + 'static {
-    /// Questions with the same key are asked one after the other.
+    /// Statements that run at the same time are never about the same key.
     type Key: Clone + Eq + Hash + Send;
+    /// The most that one statement answers.
+    const TOGETHER: usize = MOST_QUESTIONS;
+    /// Whether one statement can answer several about the same key, in their order.
+    const SHARES_KEYS: bool = false;
 
     fn key(&self) -> Self::Key;
+
+    /// How much content it brings.
+    fn size_bytes(&self) -> usize {
+        0
+    }
 }
 
 /// Collects the questions of one kind.
@@ -68,7 +78,7 @@ impl<Q: Question, A: Send + 'static> Batches<Q, A> {
         };
         if begins {
             // Not the asker itself, who may go away at any time. It ends when nobody asks.
-            let running = Running { batches: self.clone(), keys: Vec::new(), is_over: false };
+            let running = Running { batches: self.clone(), keys: HashSet::new(), is_over: false };
             tokio::spawn(async move { running.run(statement).await });
         }
         answered.await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
@@ -83,7 +93,7 @@ impl<Q: Question, A: Send + 'static> Batches<Q, A> {
 struct Running<Q: Question, A: Send + 'static> {
     batches: Arc<Batches<Q, A>>,
     /// Whom the statement under way is about.
-    keys: Vec<Q::Key>,
+    keys: HashSet<Q::Key>,
     is_over: bool,
 }
 
@@ -131,23 +141,37 @@ impl<Q: Question, A: Send + 'static> Running<Q, A> {
     /// taken, the right is given back.
     fn next(&mut self) -> Vec<Asked<Q, A>> {
         let mut state = self.batches.lock();
-        for key in self.keys.drain(..) {
+        for key in self.keys.drain() {
             state.under_way.remove(&key);
         }
-        let mut batch = Vec::new();
-        for asked in mem::take(&mut state.waiting) {
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        let mut left = VecDeque::new();
+        // Of one key none is taken after one that was left.
+        let mut passed_over = HashSet::new();
+        while let Some(asked) = state.waiting.pop_front() {
             if asked.answer.is_closed() {
                 continue;
             }
+            let size = asked.question.size_bytes();
+            if batch.len() >= Q::TOGETHER || (bytes > 0 && bytes + size > MOST_BYTES) {
+                left.push_back(asked);
+                break;
+            }
             let key = asked.question.key();
-            if batch.len() < MOST_QUESTIONS && state.under_way.insert(key.clone()) {
-                self.keys.push(key);
+            let is_shared = Q::SHARES_KEYS && self.keys.contains(&key);
+            if !passed_over.contains(&key) && (is_shared || !state.under_way.contains(&key)) {
+                state.under_way.insert(key.clone());
+                self.keys.insert(key);
+                bytes += size;
                 batch.push(asked);
             } else {
-                // If for its key alone, whoever asks about that now takes it next.
-                state.waiting.push_back(asked);
+                // Whoever asks about its key now takes it next.
+                passed_over.insert(key);
+                left.push_back(asked);
             }
         }
+        left.append(&mut state.waiting);
+        state.waiting = left;
         if batch.is_empty() {
             state.statements -= 1;
             self.is_over = true;

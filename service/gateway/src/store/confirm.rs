@@ -1,10 +1,10 @@
 //! Taking clients' confirmations.
 
-use fieldpost_delivery::{Confirm, Seq, Settled, Time};
-use fieldpost_envelope::{MessageStatus, PeerId};
+use fieldpost_delivery::{Confirm, ReceiptOut, Seq, Settled, Time};
+use fieldpost_envelope::{MessageStatus, PeerId, ReceiptKind};
 use uuid::Uuid;
 
-use crate::store::{Store, batches::Question, inbox::settled, warm::WarmConnections};
+use crate::store::{Store, batches::Question, inbox::settled, warm::WarmConnections, words};
 
 /// The most messages that one statement marks as read after they were confirmed.
 const READ_AT_ONCE: i64 = 4096;
@@ -16,7 +16,12 @@ pub(super) struct UpTo {
     peer: PeerId,
     seq: Seq,
     status: MessageStatus,
+    /// Until when the receipts that become owed are left to the asker.
+    receipts_claimed_until: Option<Time>,
 }
+
+/// What a confirmation changed, and the receipts that the asker is to send.
+pub(super) type Taken = (Vec<Settled>, Vec<ReceiptOut>);
 
 impl Question for UpTo {
     type Key = PeerId;
@@ -27,48 +32,49 @@ impl Question for UpTo {
 }
 
 impl Store {
-    /// Takes a client's confirmation; see [`fieldpost_delivery::Store::confirm`].
-    pub(super) async fn confirm_inbox(
+    /// Takes a client's confirmation, as [`fieldpost_delivery::Store::confirm`] does. With
+    /// `receipts_claimed_until`, the caller sends the receipts that are returned; should it fail to,
+    /// they are due at that time.
+    pub async fn take_confirmation(
         &self,
         now: Time,
         peer: &PeerId,
         what: &Confirm,
         read: bool,
-    ) -> sqlx::Result<Vec<Settled>> {
+        receipts_claimed_until: Option<Time>,
+    ) -> sqlx::Result<(Vec<Settled>, Vec<ReceiptOut>)> {
         let status = if read { MessageStatus::Read } else { MessageStatus::Delivered };
         match what {
-            Confirm::UpTo(seq) => self.confirm_up_to(now, peer, *seq, status).await,
+            Confirm::UpTo(seq) => {
+                let (peer, seq) = (peer.clone(), *seq);
+                self.confirm_up_to(UpTo { now, peer, seq, status, receipts_claimed_until }).await
+            }
             Confirm::Messages(messages) => {
                 let ids: Vec<Uuid> = messages.iter().map(|(id, _)| id.0).collect();
                 let senders: Vec<Option<String>> = messages
                     .iter()
                     .map(|(_, sender)| sender.as_ref().map(ToString::to_string))
                     .collect();
-                self.confirm_messages(now, peer, &ids, &senders, status).await
+                let settled = self.confirm_messages(now, peer, &ids, &senders, status).await?;
+                Ok((settled, Vec::new()))
             }
         }
     }
 
-    async fn confirm_up_to(
-        &self,
-        now: Time,
-        peer: &PeerId,
-        seq: Seq,
-        status: MessageStatus,
-    ) -> sqlx::Result<Vec<Settled>> {
-        let asked = UpTo { now, peer: peer.clone(), seq, status };
-        let mut settled = Vec::new();
+    async fn confirm_up_to(&self, asked: UpTo) -> sqlx::Result<Taken> {
+        let (mut settled, mut receipts) = Taken::default();
         loop {
-            let more = self.ask_to_confirm(asked.clone()).await?;
-            let is_all = status != MessageStatus::Read || more.is_empty();
+            let (more, owed) = self.ask_to_confirm(asked.clone()).await?;
+            let is_all = asked.status != MessageStatus::Read || more.is_empty();
             settled.extend(more);
+            receipts.extend(owed);
             if is_all {
-                return Ok(settled);
+                return Ok((settled, receipts));
             }
         }
     }
 
-    async fn ask_to_confirm(&self, asked: UpTo) -> sqlx::Result<Vec<Settled>> {
+    async fn ask_to_confirm(&self, asked: UpTo) -> sqlx::Result<Taken> {
         let warm = self.warm.clone();
         self.confirmations.ask(asked, move |asked| confirm_each(warm.clone(), asked)).await
     }
@@ -140,7 +146,7 @@ impl Store {
 }
 
 /// Takes many confirmations at once, so that they share a statement, a commit and a flush.
-async fn confirm_each(warm: WarmConnections, asked: Vec<UpTo>) -> sqlx::Result<Vec<Vec<Settled>>> {
+async fn confirm_each(warm: WarmConnections, asked: Vec<UpTo>) -> sqlx::Result<Vec<Taken>> {
     let now = asked.iter().map(|asked| asked.now).max().unwrap_or_default();
     let peers: Vec<String> = asked.iter().map(|asked| asked.peer.to_string()).collect();
     let seqs: Vec<Seq> = asked.iter().map(|asked| asked.seq).collect();
@@ -150,8 +156,8 @@ async fn confirm_each(warm: WarmConnections, asked: Vec<UpTo>) -> sqlx::Result<V
     let rows = sqlx::query!(
         r#"
         with asked as (
-            select * from unnest($1::text[], $2::bigint[], $3::text[])
-                with ordinality as asked (peer, up_to, status, number)
+            select * from unnest($1::text[], $2::bigint[], $3::text[], $6::timestamptz[])
+                with ordinality as asked (peer, up_to, status, claimed_until, number)
         ), gone as (
             delete from inbox i
             using asked a join inbox_head h on h.peer = a.peer
@@ -189,30 +195,62 @@ async fn confirm_each(warm: WarmConnections, asked: Vec<UpTo>) -> sqlx::Result<V
             select number, status, message_id, sender, recipient from gone
             union all select * from reread
             union all select * from corrected
-        ), owed as (
-            insert into receipt (digest, kind, gateway, at, level, next_attempt_at, expires_at)
-            select b.digest, s.status, b.gateway, $4, b.level, $4, $4 + interval '30 days'
+        ), remote as materialized (
+            select message_id, sender, recipient, s.number, s.status, b.digest, b.gateway, b.level
             from settled s join inbound b using (message_id, sender, recipient)
-            where position('@' in s.sender) > 0 and b.gateway <> ''
+            where position('@' in sender) > 0 and b.gateway <> ''
+        ), owed as (
+            insert into receipt (
+                digest, kind, gateway, at, level, attempts, next_attempt_at, expires_at
+            )
+            select r.digest, r.status, r.gateway, $4, r.level,
+                   (a.claimed_until is not null)::integer, coalesce(a.claimed_until, $4),
+                   $4 + interval '30 days'
+            from remote r join asked a using (number)
             on conflict do nothing
+            returning digest, gateway, level
         )
-        select number as "number!", message_id as "message_id!", sender as "sender!" from settled
+        select s.number as "number!", s.message_id as "message_id!", s.sender as "sender!",
+               o.digest as "digest?", o.gateway as "gateway?", o.level as "level?"
+        from settled s
+        left join remote r using (message_id, sender, recipient)
+        left join owed o on o.digest = r.digest
         "#,
         &peers,
         &seqs,
         &statuses,
         now,
         READ_AT_ONCE / i64::try_from(asked.len()).unwrap_or(i64::MAX),
+        &asked.iter().map(|asked| asked.receipts_claimed_until).collect::<Vec<_>>()
+            as &[Option<Time>],
     )
     .fetch_all(&mut *connection)
     .await?;
     connection.keep();
-    let mut answers: Vec<Vec<Settled>> = asked.iter().map(|_| Vec::new()).collect();
+    let mut answers: Vec<Taken> = asked.iter().map(|_| Taken::default()).collect();
     for row in rows {
         let number = row.number as usize - 1;
-        let UpTo { peer, status, .. } = &asked[number];
+        let UpTo { peer, status, receipts_claimed_until, .. } = &asked[number];
         let settled = settled(row.message_id, &row.sender, peer.to_string(), *status, now)?;
-        answers[number].push(settled);
+        answers[number].0.push(settled);
+        if let (Some(_), Some(digest), Some(gateway), Some(level)) =
+            (receipts_claimed_until, row.digest, row.gateway, row.level)
+        {
+            answers[number].1.push(ReceiptOut {
+                envelope: digest
+                    .try_into()
+                    .map_err(|_| sqlx::Error::Decode("a digest has 32 bytes".into()))?,
+                gateway: words::parse(&gateway)?,
+                kind: match status {
+                    MessageStatus::Read => ReceiptKind::Read,
+                    _ => ReceiptKind::Delivered,
+                },
+                at: now,
+                reason: None,
+                level: words::level(level)?,
+                attempt: 1,
+            });
+        }
     }
     Ok(answers)
 }

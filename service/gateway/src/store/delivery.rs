@@ -1,6 +1,6 @@
 //! The store as the core sees it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use fieldpost_delivery::{
     Accepted, Attempt, Cancelled, Claim, Confirm, Inbound, InboxEntry, Next, ReceiptIn, ReceiptOut,
@@ -34,7 +34,7 @@ impl fieldpost_delivery::Store for Store {
         what: &Confirm,
         read: bool,
     ) -> sqlx::Result<Vec<Settled>> {
-        self.confirm_inbox(now, peer, what, read).await
+        Ok(self.take_confirmation(now, peer, what, read, None).await?.0)
     }
 
     async fn cancel(&self, now: Time, sender: &PeerId, id: MessageId) -> sqlx::Result<Cancelled> {
@@ -75,7 +75,7 @@ impl fieldpost_delivery::Store for Store {
         inbound: &Inbound,
         order_wait: Duration,
     ) -> sqlx::Result<Received> {
-        self.receive_inbound(now, inbound, order_wait).await
+        self.take_in(now, Arc::new(inbound.clone()), order_wait, None).await
     }
 
     async fn release_held(&self, now: Time, limit: usize) -> sqlx::Result<Vec<PeerId>> {
@@ -83,7 +83,7 @@ impl fieldpost_delivery::Store for Store {
     }
 
     async fn settle(&self, now: Time, receipt: &ReceiptIn) -> sqlx::Result<Option<Settled>> {
-        self.settle_receipt(now, receipt).await
+        Ok(self.take_receipt(now, receipt).await?.settled)
     }
 
     async fn claim_receipts(

@@ -5,11 +5,10 @@
 //! `refused` are said when nobody asks any more, so they are answered: with a receipt `stored` that
 //! names the receipt's own digest. Answers are not answered.
 
-use chrono::TimeDelta;
-use fieldpost_delivery::{ReceiptIn, ReceiptOut, Time};
+use fieldpost_delivery::{ReceiptOut, Time};
 use fieldpost_envelope::{AnonymityLevel, GatewayId, ReceiptKind};
 
-use crate::store::{Store, words};
+use crate::store::{Store, batches::Question, warm::WarmConnections, words};
 
 /// How many rows wait in the queues, each counted up to [`QueueDepths::MOST`].
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -151,6 +150,18 @@ impl Store {
         .map(drop)
     }
 
+    /// A receipt was sent, or could not be; see [`Sent`].
+    async fn note_receipt(
+        &self,
+        receipt: &ReceiptOut,
+        own_digest: Option<[u8; 32]>,
+        due_at: Option<Time>,
+    ) -> sqlx::Result<()> {
+        let sent = Sent { envelope: receipt.envelope, kind: receipt.kind, own_digest, due_at };
+        let warm = self.warm.clone();
+        self.receipts_sent.ask(sent, move |sent| note_receipts(warm.clone(), sent)).await
+    }
+
     /// A receipt has left under this digest; it is sent again at `retry_at` unless it is answered.
     pub async fn receipt_left(
         &self,
@@ -158,61 +169,24 @@ impl Store {
         own_digest: &[u8; 32],
         retry_at: Time,
     ) -> sqlx::Result<()> {
-        sqlx::query!(
-            r#"
-            update receipt set own_digest = $3, next_attempt_at = $4
-            where digest = $1 and kind = $2
-            "#,
-            receipt.envelope.as_slice(),
-            receipt.kind.as_str(),
-            own_digest.as_slice(),
-            retry_at,
-        )
-        .execute(&self.pool)
-        .await
-        .map(drop)
+        self.note_receipt(receipt, Some(*own_digest), Some(retry_at)).await
     }
 
-    /// `gateway` has the receipt with this digest: it need not be sent again.
-    pub async fn receipt_answered(
+    /// Ends or puts off a receipt; see [`fieldpost_delivery::Store::receipt_done`].
+    pub(super) async fn finish_receipt(
         &self,
-        own_digest: &[u8; 32],
-        gateway: GatewayId,
-    ) -> sqlx::Result<bool> {
-        sqlx::query!(
-            "delete from receipt where own_digest = $1 and gateway = $2",
-            own_digest.as_slice(),
-            gateway.to_string(),
-        )
-        .execute(&self.pool)
-        .await
-        .map(|done| done.rows_affected() > 0)
+        receipt: &ReceiptOut,
+        retry_at: Option<Time>,
+    ) -> sqlx::Result<()> {
+        self.note_receipt(receipt, None, retry_at).await
     }
 
-    /// Owes the answer to a receipt that came for an envelope of ours; a receipt for anything else
-    /// gets none. `digest` is the receipt's own.
-    pub async fn answer_receipt(
-        &self,
-        now: Time,
-        receipt: &ReceiptIn,
-        digest: &[u8; 32],
-    ) -> sqlx::Result<bool> {
-        sqlx::query!(
-            r#"
-            insert into receipt (digest, kind, gateway, at, level, next_attempt_at, expires_at)
-            select $1, 'stored', $2, $3::timestamptz, level, $3, $4
-            from envelope where digest = $5 and position($2 in recipient) > 0
-            on conflict (digest, kind) do update set next_attempt_at = excluded.next_attempt_at
-            "#,
-            digest.as_slice(),
-            receipt.signer.to_string(),
-            now,
-            now + TimeDelta::days(1),
-            receipt.envelope.as_slice(),
-        )
-        .execute(&self.pool)
-        .await
-        .map(|done| done.rows_affected() > 0)
+    /// Removes receipts that nobody wants any more.
+    pub async fn expire_receipts(&self, now: Time) -> sqlx::Result<u64> {
+        sqlx::query!("delete from receipt where expires_at <= $1", now)
+            .execute(&self.pool)
+            .await
+            .map(|done| done.rows_affected())
     }
 
     /// Removes leases on reach that have run out.
@@ -244,4 +218,62 @@ impl Store {
         .fetch_one(&self.pool)
         .await
     }
+}
+
+/// What became of a receipt that we owe.
+#[derive(Clone)]
+pub(super) struct Sent {
+    envelope: [u8; 32],
+    kind: ReceiptKind,
+    /// Its own digest, if it has left and is to be answered.
+    own_digest: Option<[u8; 32]>,
+    /// When it is sent next; `None` if it is done with.
+    due_at: Option<Time>,
+}
+
+impl Question for Sent {
+    type Key = ([u8; 32], ReceiptKind);
+    const TOGETHER: usize = 512;
+
+    fn key(&self) -> Self::Key {
+        (self.envelope, self.kind)
+    }
+}
+
+async fn note_receipts(warm: WarmConnections, mut sent: Vec<Sent>) -> sqlx::Result<Vec<()>> {
+    let count = sent.len();
+    sent.sort_by_key(|sent| (sent.envelope, sent.kind.as_str()));
+    let (done, put_off): (Vec<Sent>, Vec<Sent>) =
+        sent.into_iter().partition(|sent| sent.due_at.is_none());
+    let digests =
+        |sent: &[Sent]| sent.iter().map(|sent| sent.envelope.to_vec()).collect::<Vec<_>>();
+    let kinds = |sent: &[Sent]| {
+        sent.iter().map(|sent| sent.kind.as_str().to_owned()).collect::<Vec<String>>()
+    };
+    let own = put_off.iter().map(|sent| sent.own_digest.map(|digest| digest.to_vec()));
+    let mut connection = warm.take().await?;
+    sqlx::query!(
+        r#"
+        with put_off as (
+            update receipt r
+            set own_digest = coalesce(p.own_digest, r.own_digest), next_attempt_at = p.due_at
+            from unnest($3::bytea[], $4::text[], $5::bytea[], $6::timestamptz[])
+                as p (digest, kind, own_digest, due_at)
+            where (r.digest, r.kind) = (p.digest, p.kind)
+        )
+        delete from receipt r
+        using unnest($1::bytea[], $2::text[]) as done (digest, kind)
+        where (r.digest, r.kind) = (done.digest, done.kind)
+        "#,
+        &digests(&done),
+        &kinds(&done),
+        &digests(&put_off),
+        &kinds(&put_off),
+        &own.collect::<Vec<_>>() as &[Option<Vec<u8>>],
+        &put_off.iter().filter_map(|sent| sent.due_at).collect::<Vec<_>>(),
+    )
+    .execute(&mut *connection)
+    .await?;
+    connection.keep();
+    Ok(vec![(); count])
 }

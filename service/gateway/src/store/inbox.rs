@@ -1,17 +1,11 @@
 //! Storing what comes from elsewhere, and ending what is over.
 
-use std::time::Duration;
-
-use fieldpost_delivery::{Held, Inbound, Received, Settled, Time, known_after, pass_over, release};
+use fieldpost_delivery::{Held, Inbound, Settled, Time, release};
 use fieldpost_envelope::{GatewayId, LaneSeq, MessageId, MessageStatus, PeerId, Recipient};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::store::{
-    Store, content,
-    messages::{associated_data, conversation},
-    words,
-};
+use crate::store::{Store, messages::conversation, words};
 
 impl Store {
     /// Ends deliveries whose time is over; see [`fieldpost_delivery::Store::expire_due`].
@@ -51,122 +45,6 @@ impl Store {
                 settled(row.message_id, &row.sender, row.recipient, MessageStatus::Expired, now)
             })
             .collect()
-    }
-
-    /// Stores a message from elsewhere; see [`fieldpost_delivery::Store::receive`].
-    pub(super) async fn receive_inbound(
-        &self,
-        now: Time,
-        inbound: &Inbound,
-        order_wait: Duration,
-    ) -> sqlx::Result<Received> {
-        let message = &inbound.message;
-        let Some(gateway) = inbound.signer() else {
-            return Ok(Received::Refused("the sender names no gateway".to_owned()));
-        };
-        let mut transaction = self.pool.begin().await?;
-        let known_peer = sqlx::query_scalar!(
-            r#"select exists(select from peer where id = $1) as "exists!""#,
-            inbound.recipient.as_str()
-        )
-        .fetch_one(&mut *transaction)
-        .await?;
-        if !known_peer {
-            return Ok(Received::Refused("no such peer at this gateway".to_owned()));
-        }
-        let mut lane = match inbound.lane_seq {
-            Some(seq) => {
-                let mut lane = Lane::lock(&mut transaction, inbound).await?;
-                pass_over(&mut lane.held, seq, inbound.after);
-                Some((seq, lane))
-            }
-            None => None,
-        };
-        let at = self.acceptance_time(now);
-        let fresh = insert_inbound(
-            &mut transaction,
-            inbound,
-            at,
-            lane.is_some().then(|| (now + order_wait).min(message.expires_at)),
-        )
-        .await?;
-        // Nobody retries a broadcast, so nobody has to be told of it.
-        if message.to != Recipient::Broadcast {
-            owe_stored(&mut transaction, now, inbound, &gateway).await?;
-        }
-        if fresh {
-            self.insert_inbound_message(&mut transaction, inbound, at).await?;
-        } else {
-            renew_receipts(&mut transaction, now, inbound).await?;
-        }
-        let visible = match &mut lane {
-            None => {
-                if fresh {
-                    insert_visible(&mut transaction, inbound, at).await?;
-                }
-                true
-            }
-            Some((seq, lane)) => {
-                if fresh {
-                    let after = known_after(&lane.held, *seq, inbound.after);
-                    lane.held.push(Held { lane_seq: *seq, id: message.id, after });
-                }
-                let released =
-                    lane.release(&mut transaction, None, || self.acceptance_time(now)).await?;
-                released.contains(&message.id)
-            }
-        };
-        // Even a copy can tell of a predecessor that has ended, and so bring others out.
-        if self.announces {
-            self.announce(&mut transaction, &[inbound.recipient.to_string()]).await?;
-        }
-        transaction.commit().await?;
-        Ok(if fresh { Received::Stored { visible } } else { Received::Duplicate })
-    }
-
-    async fn insert_inbound_message(
-        &self,
-        connection: &mut PgConnection,
-        inbound: &Inbound,
-        at: Time,
-    ) -> sqlx::Result<()> {
-        let message = &inbound.message;
-        let sender = message.sender.to_string();
-        let recipient = inbound.recipient.as_str();
-        let filed = inbound_conversation(inbound);
-        let key = self.data_key(at.date_naive()).await?;
-        let sealed = content::encode(message)
-            .and_then(|plain| {
-                key.seal(&associated_data(message.id.0, &sender), &plain).map_err(Into::into)
-            })
-            .map_err(sqlx::Error::Encode)?;
-        sqlx::query!(
-            r#"
-            with met as (
-                insert into contact (peer, other, conversation) values ($4, $6, $2)
-                on conflict do nothing
-            )
-            insert into message (
-                accepted_at, conversation, message_id, sender, addressed_to, recipients,
-                expires_at, priority, min_anonymity, is_text, size_bytes, sealed
-            ) values ($1, $2, $3, $4, $5, array[$6], $7, $8, $9, $10, $11, $12)
-            "#,
-            at,
-            filed,
-            message.id.0,
-            sender,
-            message.to.to_string(),
-            recipient,
-            message.expires_at,
-            words::priority_number(message.priority),
-            words::level_number(message.min_anonymity),
-            message.content.is_text,
-            size(inbound),
-            sealed,
-        )
-        .execute(connection)
-        .await
-        .map(drop)
     }
 
     /// Shows what has waited long enough; see [`fieldpost_delivery::Store::release_held`].
@@ -226,14 +104,6 @@ struct Lane {
 }
 
 impl Lane {
-    async fn lock(connection: &mut PgConnection, inbound: &Inbound) -> sqlx::Result<Self> {
-        let message = &inbound.message;
-        let level = words::level_number(message.min_anonymity);
-        let gateway = inbound.signer().map(|gateway| gateway.to_string()).unwrap_or_default();
-        let (sender, recipient) = (message.sender.to_string(), inbound.recipient.to_string());
-        Self::named(connection, sender, gateway, recipient, level).await
-    }
-
     async fn named(
         connection: &mut PgConnection,
         sender: String,
@@ -340,140 +210,21 @@ impl Lane {
     }
 }
 
-/// Remembers that the message came; false if it had come before. `release_at` is set for a message
-/// that has to find its place in a lane first.
-async fn insert_inbound(
-    connection: &mut PgConnection,
-    inbound: &Inbound,
-    at: Time,
-    release_at: Option<Time>,
-) -> sqlx::Result<bool> {
-    let message = &inbound.message;
-    let inserted = sqlx::query!(
-        r#"
-        insert into inbound (
-            message_id, sender, recipient, accepted_at, conversation, position, digest,
-            gateway, transport, level, lane_seq, after_seq, release_at, expires_at, size_bytes
-        ) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
-        on conflict do nothing
-        "#,
-        message.id.0,
-        message.sender.to_string(),
-        inbound.recipient.as_str(),
-        at,
-        inbound_conversation(inbound),
-        release_at.is_none().then_some(at),
-        inbound.envelope.as_slice(),
-        receipts_to(inbound).map(|gateway| gateway.to_string()).unwrap_or_default(),
-        inbound.transport,
-        words::level_number(message.min_anonymity),
-        inbound.lane_seq.map(lane_number),
-        inbound.after.map(lane_number),
-        release_at,
-        message.expires_at,
-        size(inbound),
-    )
-    .execute(connection)
-    .await?;
-    Ok(inserted.rows_affected() == 1)
-}
-
-/// Another copy has come: the sender may never have recorded the envelope of the one before, and it
-/// has not heard how the message fared.
-async fn renew_receipts(
-    connection: &mut PgConnection,
-    now: Time,
-    inbound: &Inbound,
-) -> sqlx::Result<()> {
-    sqlx::query!(
-        r#"
-        with renewed as (
-            update inbound set digest = $4
-            where message_id = $1 and sender = $2 and recipient = $3
-            returning accepted_at, gateway, level
-        )
-        insert into receipt (digest, kind, gateway, at, level, next_attempt_at, expires_at)
-        select $4, d.status, r.gateway, d.at, r.level, $5::timestamptz, $5 + interval '30 days'
-        from renewed r join delivery d on d.accepted_at = r.accepted_at
-        where d.message_id = $1 and d.sender = $2 and d.recipient = $3
-          and d.status in ('delivered', 'read') and r.gateway <> ''
-        on conflict (digest, kind) do update set next_attempt_at = excluded.next_attempt_at
-        "#,
-        inbound.message.id.0,
-        inbound.message.sender.to_string(),
-        inbound.recipient.as_str(),
-        inbound.envelope.as_slice(),
-        now,
-    )
-    .execute(connection)
-    .await
-    .map(drop)
-}
-
-async fn insert_visible(
-    connection: &mut PgConnection,
-    inbound: &Inbound,
-    at: Time,
-) -> sqlx::Result<()> {
-    sqlx::query!(
-        r#"
-        insert into inbox (
-            recipient, position, message_id, sender, accepted_at, conversation, expires_at,
-            size_bytes
-        ) values ($1, $2, $3, $4, $2, $5, $6, $7)
-        "#,
-        inbound.recipient.as_str(),
-        at,
-        inbound.message.id.0,
-        inbound.message.sender.to_string(),
-        inbound_conversation(inbound),
-        inbound.message.expires_at,
-        size(inbound),
-    )
-    .execute(connection)
-    .await
-    .map(drop)
-}
-
-/// `stored` is owed for each copy that comes: the one before may have been lost.
-async fn owe_stored(
-    connection: &mut PgConnection,
-    now: Time,
-    inbound: &Inbound,
-    gateway: &GatewayId,
-) -> sqlx::Result<()> {
-    sqlx::query!(
-        r#"
-        insert into receipt (digest, kind, gateway, at, level, next_attempt_at, expires_at)
-        values ($1, 'stored', $2, $3, $4, $3, $5)
-        on conflict (digest, kind) do update set next_attempt_at = excluded.next_attempt_at
-        "#,
-        inbound.envelope.as_slice(),
-        gateway.to_string(),
-        now,
-        words::level_number(inbound.message.min_anonymity),
-        inbound.message.expires_at,
-    )
-    .execute(connection)
-    .await
-    .map(drop)
-}
-
 /// The gateway that wants receipts of a message, if one does.
-fn receipts_to(inbound: &Inbound) -> Option<GatewayId> {
+pub(super) fn receipts_to(inbound: &Inbound) -> Option<GatewayId> {
     inbound.signer().filter(|_| inbound.message.to != Recipient::Broadcast)
 }
 
 /// What a lane is called: a group's home counts what it passes on apart from what its senders send
 /// themselves. No address holds a space.
-fn lane_name(sender: &str, gateway: &str) -> String {
+pub(super) fn lane_name(sender: &str, gateway: &str) -> String {
     match sender.rsplit_once('@') {
         Some((_, home)) if home != gateway => format!("{sender} via {gateway}"),
         _ => sender.to_owned(),
     }
 }
 
-fn inbound_conversation(inbound: &Inbound) -> i64 {
+pub(super) fn inbound_conversation(inbound: &Inbound) -> i64 {
     match &inbound.message.to {
         group @ Recipient::Group { .. } => conversation(&inbound.message.sender, group),
         Recipient::Peer(_) | Recipient::Broadcast => {
@@ -482,7 +233,7 @@ fn inbound_conversation(inbound: &Inbound) -> i64 {
     }
 }
 
-fn size(inbound: &Inbound) -> i32 {
+pub(super) fn size(inbound: &Inbound) -> i32 {
     i32::try_from(inbound.message.content.bytes.len()).unwrap_or(i32::MAX)
 }
 
@@ -503,6 +254,6 @@ pub(super) fn settled(
     })
 }
 
-fn lane_number(seq: LaneSeq) -> i64 {
+pub(super) fn lane_number(seq: LaneSeq) -> i64 {
     i64::try_from(seq.0).unwrap_or(i64::MAX)
 }

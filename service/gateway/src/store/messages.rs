@@ -106,7 +106,7 @@ impl Store {
     }
 
     /// Strictly increasing times for a batch, never before those of an earlier one.
-    fn acceptance_times(&self, now: Time, count: usize) -> Times {
+    pub(super) fn acceptance_times(&self, now: Time, count: usize) -> Times {
         let mut last = self.last_accepted.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let start = now.max(*last + TimeDelta::microseconds(1));
         let times = Times { start };
@@ -709,13 +709,14 @@ async fn grant_files(
     Ok(())
 }
 
+/// Times for a batch, one microsecond apart.
 #[derive(Clone, Copy)]
-struct Times {
+pub(super) struct Times {
     start: Time,
 }
 
 impl Times {
-    fn at(self, index: usize) -> Time {
+    pub(super) fn at(self, index: usize) -> Time {
         self.start + TimeDelta::microseconds(i64::try_from(index).unwrap_or(i64::MAX))
     }
 }
@@ -987,52 +988,61 @@ impl Rows {
         connection: &mut PgConnection,
         fresh: &HashMap<(Uuid, String), Time>,
     ) -> sqlx::Result<()> {
-        for owed in &self.outbox {
-            if !fresh.contains_key(&(owed.message_id, owed.sender.clone())) {
-                continue;
-            }
-            let lane_seq = match owed.has_lane {
-                true => Some(
-                    sqlx::query_scalar!(
-                        r#"
-                        insert into lane_out (sender, recipient, level, last_seq)
-                        values ($1, $2, $3, 1)
-                        on conflict (sender, recipient, level)
-                            do update set last_seq = lane_out.last_seq + 1
-                        returning last_seq
-                        "#,
-                        owed.sender,
-                        owed.recipient,
-                        words::level_number(owed.level),
-                    )
-                    .fetch_one(&mut *connection)
-                    .await?,
-                ),
-                false => None,
-            };
-            sqlx::query!(
-                r#"
-                insert into outbox (
-                    message_id, sender, recipient, accepted_at, conversation, target, level,
-                    lane_seq, priority, size_bytes, next_attempt_at, expires_at
-                ) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $4, $11)
-                "#,
-                owed.message_id,
-                owed.sender,
-                owed.recipient,
-                owed.accepted_at,
-                owed.conversation,
-                owed.target,
-                words::level_number(owed.level),
-                lane_seq,
-                words::priority_number(owed.priority),
-                owed.size_bytes,
-                owed.expires_at,
-            )
-            .execute(&mut *connection)
-            .await?;
+        let outbox: Vec<&Owed> = self
+            .outbox
+            .iter()
+            .filter(|owed| fresh.contains_key(&(owed.message_id, owed.sender.clone())))
+            .collect();
+        if outbox.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        sqlx::query!(
+            r#"
+            with owed as (
+                select * from unnest(
+                    $1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::bigint[],
+                    $6::text[], $7::smallint[], $8::boolean[], $9::smallint[], $10::integer[],
+                    $11::timestamptz[]
+                ) with ordinality as owed (
+                    message_id, sender, recipient, accepted_at, conversation, target, level,
+                    has_lane, priority, size_bytes, expires_at, number
+                )
+            ), lane as (
+                insert into lane_out (sender, recipient, level, last_seq)
+                select sender, recipient, level, count(*) from owed where has_lane
+                group by sender, recipient, level order by sender, recipient, level
+                on conflict (sender, recipient, level)
+                    do update set last_seq = lane_out.last_seq + excluded.last_seq
+                returning sender, recipient, level, last_seq
+            )
+            insert into outbox (
+                message_id, sender, recipient, accepted_at, conversation, target, level,
+                lane_seq, priority, size_bytes, next_attempt_at, expires_at
+            )
+            select o.message_id, o.sender, o.recipient, o.accepted_at, o.conversation, o.target,
+                   o.level,
+                   case when o.has_lane then l.last_seq + 1 - row_number() over (
+                       partition by o.sender, o.recipient, o.level, o.has_lane
+                       order by o.number desc
+                   ) end,
+                   o.priority, o.size_bytes, o.accepted_at, o.expires_at
+            from owed o left join lane l using (sender, recipient, level)
+            "#,
+            &outbox.iter().map(|owed| owed.message_id).collect::<Vec<_>>(),
+            &outbox.iter().map(|owed| owed.sender.clone()).collect::<Vec<_>>(),
+            &outbox.iter().map(|owed| owed.recipient.clone()).collect::<Vec<_>>(),
+            &outbox.iter().map(|owed| owed.accepted_at).collect::<Vec<_>>(),
+            &outbox.iter().map(|owed| owed.conversation).collect::<Vec<_>>(),
+            &outbox.iter().map(|owed| owed.target.clone()).collect::<Vec<_>>(),
+            &outbox.iter().map(|owed| words::level_number(owed.level)).collect::<Vec<_>>(),
+            &outbox.iter().map(|owed| owed.has_lane).collect::<Vec<_>>(),
+            &outbox.iter().map(|owed| words::priority_number(owed.priority)).collect::<Vec<_>>(),
+            &outbox.iter().map(|owed| owed.size_bytes).collect::<Vec<_>>(),
+            &outbox.iter().map(|owed| owed.expires_at).collect::<Vec<_>>(),
+        )
+        .execute(connection)
+        .await
+        .map(drop)
     }
 
     async fn insert_contacts(&self, connection: &mut PgConnection) -> sqlx::Result<()> {

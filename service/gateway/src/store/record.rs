@@ -1,0 +1,320 @@
+//! Recording how deliveries elsewhere fare: many at a time, as they come in crowds.
+
+use fieldpost_delivery::{Attempt, Claim, Next, Settled, Time};
+use fieldpost_envelope::MessageStatus;
+use uuid::Uuid;
+
+use crate::store::{
+    Store, batches::Question, inbox::settled, outbox::DeliveryName, warm::WarmConnections, words,
+};
+
+/// That an envelope of a claimed delivery is about to leave.
+#[derive(Clone)]
+pub(super) struct Leaving {
+    delivery: DeliveryName,
+    digest: [u8; 32],
+    transport: String,
+    level: i16,
+}
+
+impl Question for Leaving {
+    type Key = [u8; 32];
+    const TOGETHER: usize = 512;
+
+    fn key(&self) -> [u8; 32] {
+        self.digest
+    }
+}
+
+/// What an attempt came to, and what follows.
+#[derive(Clone)]
+pub(super) struct Step {
+    now: Time,
+    delivery: DeliveryName,
+    level: i16,
+    /// Which claim it was made under.
+    attempt: i32,
+    attempts: Vec<Attempt>,
+    next: Next,
+}
+
+impl Question for Step {
+    type Key = (Uuid, String, String);
+    const TOGETHER: usize = 512;
+
+    fn key(&self) -> Self::Key {
+        let DeliveryName { message_id, sender, recipient, .. } = &self.delivery;
+        (*message_id, sender.clone(), recipient.clone())
+    }
+}
+
+impl Store {
+    /// An envelope of a claimed delivery is about to leave, over `transport` first. From then on
+    /// receipts for it are understood, even if this process never records that it left.
+    pub async fn envelope_leaves(
+        &self,
+        claim: &Claim,
+        digest: &[u8; 32],
+        transport: &str,
+    ) -> sqlx::Result<()> {
+        let leaving = Leaving {
+            delivery: DeliveryName::of(claim),
+            digest: *digest,
+            transport: transport.to_owned(),
+            level: words::level_number(claim.message.min_anonymity),
+        };
+        let warm = self.warm.clone();
+        self.leaving.ask(leaving, move |leaving| note_envelopes(warm.clone(), leaving)).await
+    }
+
+    /// Records an attempt and what follows; see [`fieldpost_delivery::Store::record`].
+    pub(super) async fn record_attempts(
+        &self,
+        now: Time,
+        claim: &Claim,
+        attempts: &[Attempt],
+        next: &Next,
+    ) -> sqlx::Result<Option<Settled>> {
+        let step = Step {
+            now,
+            delivery: DeliveryName::of(claim),
+            level: words::level_number(claim.message.min_anonymity),
+            attempt: i32::try_from(claim.attempt).unwrap_or(i32::MAX),
+            attempts: attempts.to_vec(),
+            next: next.clone(),
+        };
+        let warm = self.warm.clone();
+        self.steps.ask(step, move |steps| record_each(warm.clone(), steps)).await
+    }
+}
+
+async fn note_envelopes(warm: WarmConnections, leaving: Vec<Leaving>) -> sqlx::Result<Vec<()>> {
+    let count = leaving.len();
+    let mut envelopes = Envelopes::default();
+    for Leaving { delivery, digest, transport, level } in leaving {
+        envelopes.push(&delivery, &digest, transport, level);
+    }
+    let mut connection = warm.take().await?;
+    sqlx::query!(
+        r#"
+        insert into envelope (
+            digest, message_id, sender, recipient, accepted_at, transport, level
+        )
+        select * from unnest(
+            $1::bytea[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[], $6::text[],
+            $7::smallint[]
+        )
+        on conflict do nothing
+        "#,
+        &envelopes.digest,
+        &envelopes.message_id,
+        &envelopes.sender,
+        &envelopes.recipient,
+        &envelopes.accepted_at,
+        &envelopes.transport,
+        &envelopes.level,
+    )
+    .execute(&mut *connection)
+    .await?;
+    connection.keep();
+    Ok(vec![(); count])
+}
+
+/// Records many steps of as many deliveries.
+///
+/// A delivery that has ended, or that its recipient's gateway has, takes none. Whoever has claimed
+/// one since says when it is due again.
+async fn record_each(
+    warm: WarmConnections,
+    steps: Vec<Step>,
+) -> sqlx::Result<Vec<Option<Settled>>> {
+    let now = steps.iter().map(|step| step.now).max().unwrap_or_default();
+    let (mut rows, mut tried, mut left) = (Rows::default(), Tried::default(), Envelopes::default());
+    for step in &steps {
+        rows.push(step);
+        step.attempts.iter().for_each(|attempt| tried.push(&step.delivery, attempt));
+        if let Next::Sent { envelope, .. } = &step.next {
+            let transport = step.attempts.last().map(|attempt| attempt.transport.clone());
+            left.push(&step.delivery, envelope, transport.unwrap_or_default(), step.level);
+        }
+    }
+    let mut connection = warm.take().await?;
+    let ended = sqlx::query!(
+        r#"
+        with step as (
+            select * from unnest(
+                $1::uuid[], $2::text[], $3::text[], $4::integer[], $5::smallint[],
+                $6::timestamptz[], $7::text[], $8::text[]
+            ) with ordinality as step (
+                message_id, sender, recipient, attempt, stage, at, reason, status, number
+            )
+        ), tried as (
+            insert into attempt (
+                accepted_at, message_id, sender, recipient, transport, started_at, result, reason
+            )
+            select * from unnest(
+                $9::timestamptz[], $10::uuid[], $11::text[], $12::text[], $13::text[],
+                $14::timestamptz[], $15::text[], $16::text[]
+            )
+        ), noted as (
+            insert into envelope (
+                digest, message_id, sender, recipient, accepted_at, transport, level
+            )
+            select * from unnest(
+                $17::bytea[], $18::uuid[], $19::text[], $20::text[], $21::timestamptz[],
+                $22::text[], $23::smallint[]
+            )
+            on conflict do nothing
+        ), scheduled as (
+            update outbox o
+            set waits_for = s.reason, has_left = o.has_left or s.stage > 0,
+                claimed = o.claimed and o.attempts <> s.attempt,
+                stage = case when o.attempts = s.attempt then s.stage
+                             else greatest(o.stage, s.stage) end,
+                next_attempt_at = case when o.attempts = s.attempt then s.at
+                                       else o.next_attempt_at end
+            from step s
+            where (o.message_id, o.sender, o.recipient) = (s.message_id, s.sender, s.recipient)
+              and o.stage < 2 and s.status is null and (s.stage > 0 or o.attempts = s.attempt)
+        ), over as (
+            delete from outbox o using step s
+            where (o.message_id, o.sender, o.recipient) = (s.message_id, s.sender, s.recipient)
+              and o.stage < 2 and s.status is not null
+            returning s.number, o.accepted_at, o.message_id, o.sender, o.recipient, s.status,
+                      s.reason
+        ), ended as (
+            insert into delivery (
+                accepted_at, message_id, sender, recipient, status, at, delivered_at, reason
+            )
+            select accepted_at, message_id, sender, recipient, status, $24::timestamptz,
+                   case when status in ('delivered', 'read') then $24::timestamptz end, reason
+            from over
+            on conflict (message_id, sender, recipient, accepted_at) do update
+            set status = excluded.status, at = excluded.at, reason = excluded.reason,
+                delivered_at = coalesce(delivery.delivered_at, excluded.delivered_at)
+        )
+        select number as "number!" from over
+        "#,
+        &rows.message_id,
+        &rows.sender,
+        &rows.recipient,
+        &rows.attempt,
+        &rows.stage,
+        &rows.at as &[Option<Time>],
+        &rows.reason as &[Option<String>],
+        &rows.status as &[Option<String>],
+        &tried.accepted_at,
+        &tried.message_id,
+        &tried.sender,
+        &tried.recipient,
+        &tried.transport,
+        &tried.started_at,
+        &tried.result,
+        &tried.reason as &[Option<String>],
+        &left.digest,
+        &left.message_id,
+        &left.sender,
+        &left.recipient,
+        &left.accepted_at,
+        &left.transport,
+        &left.level,
+        now,
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    connection.keep();
+    let mut answers: Vec<Option<Settled>> = steps.iter().map(|_| None).collect();
+    for row in ended {
+        let number = row.number as usize - 1;
+        let Step { delivery, next, .. } = &steps[number];
+        if let Next::End { status, reason } = next {
+            let DeliveryName { message_id, sender, recipient, .. } = delivery;
+            let ended = settled(*message_id, sender, recipient.clone(), *status, now)?;
+            answers[number] = Some(Settled { reason: reason.clone(), ..ended });
+        }
+    }
+    Ok(answers)
+}
+
+/// Steps as columns, for `unnest`.
+#[derive(Default)]
+struct Rows {
+    message_id: Vec<Uuid>,
+    sender: Vec<String>,
+    recipient: Vec<String>,
+    attempt: Vec<i32>,
+    stage: Vec<i16>,
+    at: Vec<Option<Time>>,
+    reason: Vec<Option<String>>,
+    /// How it ended, if it has.
+    status: Vec<Option<String>>,
+}
+
+impl Rows {
+    fn push(&mut self, step: &Step) {
+        let (stage, at, reason, status): (_, _, _, Option<MessageStatus>) = match &step.next {
+            Next::Sent { retry_at, .. } => (1, Some(*retry_at), None, None),
+            Next::Retry { at } => (0, Some(*at), None, None),
+            Next::Wait { reason } => (0, None, Some(reason.clone()), None),
+            Next::End { status, reason } => (0, None, reason.clone(), Some(*status)),
+        };
+        self.message_id.push(step.delivery.message_id);
+        self.sender.push(step.delivery.sender.clone());
+        self.recipient.push(step.delivery.recipient.clone());
+        self.attempt.push(step.attempt);
+        self.stage.push(stage);
+        self.at.push(at);
+        self.reason.push(reason);
+        self.status.push(status.map(|status| status.as_str().to_owned()));
+    }
+}
+
+/// Attempts as columns.
+#[derive(Default)]
+struct Tried {
+    accepted_at: Vec<Time>,
+    message_id: Vec<Uuid>,
+    sender: Vec<String>,
+    recipient: Vec<String>,
+    transport: Vec<String>,
+    started_at: Vec<Time>,
+    result: Vec<String>,
+    reason: Vec<Option<String>>,
+}
+
+impl Tried {
+    fn push(&mut self, delivery: &DeliveryName, attempt: &Attempt) {
+        self.accepted_at.push(delivery.accepted_at);
+        self.message_id.push(delivery.message_id);
+        self.sender.push(delivery.sender.clone());
+        self.recipient.push(delivery.recipient.clone());
+        self.transport.push(attempt.transport.clone());
+        self.started_at.push(attempt.started_at);
+        self.result.push(words::attempt_word(attempt.result).to_owned());
+        self.reason.push(attempt.reason.clone());
+    }
+}
+
+/// Envelopes as columns.
+#[derive(Default)]
+struct Envelopes {
+    digest: Vec<Vec<u8>>,
+    message_id: Vec<Uuid>,
+    sender: Vec<String>,
+    recipient: Vec<String>,
+    accepted_at: Vec<Time>,
+    transport: Vec<String>,
+    level: Vec<i16>,
+}
+
+impl Envelopes {
+    fn push(&mut self, delivery: &DeliveryName, digest: &[u8; 32], transport: String, level: i16) {
+        self.digest.push(digest.to_vec());
+        self.message_id.push(delivery.message_id);
+        self.sender.push(delivery.sender.clone());
+        self.recipient.push(delivery.recipient.clone());
+        self.accepted_at.push(delivery.accepted_at);
+        self.transport.push(transport);
+        self.level.push(level);
+    }
+}

@@ -1,0 +1,311 @@
+//! Between two gateways, durable on both sides: from a POST at one until it has recorded that the
+//! recipient's client at the other confirmed. Beside plain inserts of the same sizes into the same
+//! two servers.
+//!
+//! Both gateways and the load share this process, since the `memory` transport does not leave it;
+//! the load has a thread of its own, so that its processor time can be told from theirs.
+
+use std::{
+    collections::HashMap,
+    fs,
+    net::SocketAddr,
+    process::Child,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use fieldpost_transport::{MemoryNetwork, MemoryOptions};
+use harness::{Client, Postgres, federation::Node};
+use tokio::{
+    runtime::Runtime,
+    sync::oneshot,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+use uuid::Uuid;
+
+use crate::{
+    floor,
+    load::{self, request},
+    measure::{Cpu, Measured, cpu_of, milliseconds},
+    server::Socket,
+    table::{Table, Target},
+};
+
+const DURATION: Duration = Duration::from_secs(5);
+const WARM_UP: Duration = Duration::from_secs(1);
+/// How long a message may take before the run counts as broken.
+const PATIENCE: Duration = Duration::from_secs(20);
+const PAIRS: usize = 32;
+/// Clients of each server for the plain inserts.
+const INSERTERS: u32 = 64;
+/// As many bytes of content as may be under way are bounded by what a gateway takes at once.
+const SIZES: [(usize, usize); 3] = [(256, 8), (4 << 10, 8), (1 << 20, 1)];
+
+/// Two gateways that reach each other, and the servers below them.
+pub(crate) struct Pair {
+    pub(crate) from: End,
+    pub(crate) to: End,
+}
+
+/// One of them.
+pub(crate) struct End {
+    pub(crate) postgres: Postgres,
+    pub(crate) address: SocketAddr,
+    /// As others write it after the `@`.
+    pub(crate) gateway: String,
+}
+
+/// Measures two gateways joined by the `memory` transport.
+pub(crate) async fn run(table: &mut Table) {
+    let runtime = Runtime::new().expect("a runtime");
+    let network = MemoryNetwork::new(1);
+    let mut ends = Vec::new();
+    let mut nodes = Vec::new();
+    for _ in 0..2 {
+        let postgres = Postgres::start().await;
+        let (url, network) = (postgres.create_database("gateway"), network.clone());
+        let options = MemoryOptions { queue: 16 * 1024, ..MemoryOptions::default() };
+        let started = runtime.spawn(async move {
+            let options = [(&network, options)];
+            let unlimited = [
+                "--rate-limit=1000000",
+                "--registration-rate-limit=1000000",
+                "--sender-share=100%",
+            ];
+            Node::start(url, &options, &unlimited).await
+        });
+        let node = started.await.expect("the gateway starts");
+        let address = node.address("x");
+        let (_, gateway) = address.split_once('@').expect("an address of a peer");
+        ends.push(End { postgres, address: node.listens_on(), gateway: gateway.to_owned() });
+        nodes.push(node);
+    }
+    let to = ends.pop().expect("two");
+    let from = ends.pop().expect("two");
+    measure(table, "memory", &Pair { from, to }).await;
+    runtime
+        .spawn(async move {
+            for node in &mut nodes {
+                node.stop().await;
+            }
+        })
+        .await
+        .expect("the gateways stop");
+    runtime.shutdown_background();
+}
+
+/// Measures a pair joined by `transport`.
+pub(crate) async fn measure(table: &mut Table, transport: &str, pair: &Pair) {
+    let peers = Peers::register(pair).await;
+    for (size, slots) in SIZES {
+        let plain = plain_inserts(pair, size);
+        let batched = batched_inserts(pair, size);
+        let mut run = one(pair, &peers, size, slots).await;
+        let label = format!("{transport}, {}", words(size));
+        table.figure(
+            format!("plain inserts into two servers, {}", words(size)),
+            format!("{plain:.0} /s"),
+            format!("pgbench, {INSERTERS} clients each; batched {batched:.0} rows/s"),
+        );
+        table.figure(
+            format!("gateway to gateway, {label}"),
+            format!("{:.0} /s", run.rate()),
+            format!(
+                "p50 {}, p99 {} with {} under way; {}",
+                milliseconds(run.latency.quantile(0.5)),
+                milliseconds(run.latency.quantile(0.99)),
+                PAIRS * slots,
+                run.cost(),
+            ),
+        );
+        table.ratio(
+            format!("gateway to gateway, {label}"),
+            format!("{:.0} /s", run.rate()),
+            run.rate() / plain,
+            Target::AtLeast(0.5),
+            "plain inserts",
+        );
+    }
+}
+
+/// The peers of a pair; each sender writes to one recipient.
+struct Peers {
+    senders: Vec<String>,
+    recipients: Vec<String>,
+}
+
+impl Peers {
+    async fn register(pair: &Pair) -> Self {
+        let mut peers = Self { senders: Vec::new(), recipients: Vec::new() };
+        for number in 0..PAIRS {
+            peers.senders.push(register(pair.from.address, &format!("sender-{number}")).await);
+            peers.recipients.push(register(pair.to.address, &format!("recipient-{number}")).await);
+        }
+        peers
+    }
+}
+
+async fn register(address: SocketAddr, peer: &str) -> String {
+    let client = Client::new(&format!("http://{address}"), false);
+    let client = client.register(peer).await.expect("the peer can be registered");
+    client.token().expect("registration gives a token").to_owned()
+}
+
+struct Outcome {
+    delivered: usize,
+    elapsed: Duration,
+    latency: Measured,
+    cpu: Cpu,
+    load: Duration,
+}
+
+impl Outcome {
+    fn rate(&self) -> f64 {
+        self.delivered as f64 / self.elapsed.as_secs_f64()
+    }
+
+    fn cost(&self) -> String {
+        let each = |time: Duration| time.as_secs_f64() * 1e6 / self.delivered.max(1) as f64;
+        format!(
+            "CPU a message: both gateways {:.0} us, both servers {:.0} us, load {:.0} us",
+            each(self.cpu.own.saturating_sub(self.load)),
+            each(self.cpu.descendants),
+            each(self.load),
+        )
+    }
+}
+
+/// Who waits to hear of a message, by its id.
+type Waiting = Arc<Mutex<HashMap<Uuid, oneshot::Sender<()>>>>;
+
+async fn one(pair: &Pair, peers: &Peers, size: usize, slots: usize) -> Outcome {
+    let mut sockets = JoinSet::new();
+    let mut tasks = JoinSet::new();
+    let begin = Instant::now() + WARM_UP;
+    let end = begin + DURATION;
+    for number in 0..PAIRS {
+        let waiting = Waiting::default();
+        sockets.spawn(confirm(pair.to.address, peers.recipients[number].clone()));
+        sockets.spawn(listen(pair.from.address, peers.senders[number].clone(), waiting.clone()));
+        for _ in 0..slots {
+            let to = format!("recipient-{number}@{}", pair.to.gateway);
+            let (token, waiting) = (peers.senders[number].clone(), waiting.clone());
+            tasks.spawn(send(pair.from.address, token, to, size, waiting, (begin, end)));
+        }
+    }
+    tokio::time::sleep_until(begin).await;
+    let (before, load) = (cpu_of(std::process::id()), own_cpu());
+    tokio::time::sleep_until(end).await;
+    let cpu = cpu_of(std::process::id()).since(before);
+    let load = own_cpu().saturating_sub(load);
+    let mut latency = Measured::default();
+    for measured in tasks.join_all().await.into_iter().flatten() {
+        latency.add(measured);
+    }
+    sockets.shutdown().await;
+    Outcome { delivered: latency.len(), elapsed: DURATION, latency, cpu, load }
+}
+
+/// Sends one message after the other, each when the last was delivered.
+async fn send(
+    address: SocketAddr,
+    token: String,
+    to: String,
+    size: usize,
+    waiting: Waiting,
+    (begin, end): (Instant, Instant),
+) -> Vec<Duration> {
+    let mut client = load::Client::connect(address).await;
+    let content = "x".repeat(size);
+    let mut latencies = Vec::new();
+    while Instant::now() < end {
+        let id = Uuid::new_v4();
+        let (delivered, is_delivered) = oneshot::channel();
+        waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id, delivered);
+        let body = format!("{{\"to\":\"{to}\",\"content\":\"{content}\",\"message_id\":\"{id}\"}}");
+        let sent = Instant::now();
+        client.post(&request("/v1/messages", &token, &body)).await;
+        let heard = timeout(PATIENCE, is_delivered).await;
+        assert!(matches!(heard, Ok(Ok(()))), "a message was not delivered within {PATIENCE:?}");
+        if (begin..end).contains(&Instant::now()) {
+            latencies.push(sent.elapsed());
+        }
+    }
+    latencies
+}
+
+/// Hears at the sender's which messages were delivered.
+async fn listen(address: SocketAddr, token: String, waiting: Waiting) {
+    let mut socket = Socket::open(address, &token).await;
+    while let Some(text) = socket.next_text().await {
+        let is_receipt = text.contains("\"type\":\"receipt\"") && text.contains("\"delivered\"");
+        let id = text.split("\"message_id\":\"").nth(1).and_then(|rest| rest.get(..36));
+        if let (true, Some(id)) = (is_receipt, id.and_then(|id| id.parse().ok())) {
+            let heard = waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            heard.map(|heard| heard.send(()));
+        }
+    }
+}
+
+/// Confirms at the recipient's whatever comes.
+async fn confirm(address: SocketAddr, token: String) {
+    let mut socket = Socket::open(address, &token).await;
+    while let Some(message) = socket.next_message().await {
+        socket.confirm(message.seq).await;
+    }
+}
+
+/// Single-row inserts a second into both servers at once; the slower one's.
+fn plain_inserts(pair: &Pair, size: usize) -> f64 {
+    let script = "insert into plain (sender, body) select 'alice', body from template;\n";
+    both(pair, size, script, if size > 64 << 10 { 16 } else { INSERTERS })
+}
+
+/// The same, 256 rows to a commit.
+fn batched_inserts(pair: &Pair, size: usize) -> f64 {
+    let rows = if size > 64 << 10 { 8 } else { 256 };
+    let script = format!(
+        "insert into plain (sender, body) select 'alice', body from template, generate_series(1, {rows});\n"
+    );
+    f64::from(rows) * both(pair, size, &script, 2)
+}
+
+fn both(pair: &Pair, size: usize, script: &str, clients: u32) -> f64 {
+    let running: Vec<Child> = [&pair.from, &pair.to]
+        .iter()
+        .map(|end| {
+            let name = format!("floor_{}", Uuid::new_v4().simple());
+            let url = end.postgres.create_database(&name);
+            // Sealed bytes do not compress, so neither may these.
+            let setup = format!(
+                "create table plain (sender text, body bytea, at timestamptz default now(), id bigserial primary key);
+                 create table template (body bytea);
+                 alter table plain alter column body set storage external;
+                 alter table template alter column body set storage external;
+                 insert into template select string_agg(sha256(n::text::bytea), '') from generate_series(1, {}) as n",
+                size / 32
+            );
+            Postgres::execute(&url, &setup);
+            floor::start_pgbench(&url, script, clients, 3)
+        })
+        .collect();
+    running.into_iter().map(floor::rate_of).fold(f64::INFINITY, f64::min)
+}
+
+/// The processor time of the load's thread, which is the one that asks.
+fn own_cpu() -> Duration {
+    let stat = fs::read_to_string("/proc/thread-self/stat").unwrap_or_default();
+    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+    let ticks: u64 =
+        fields.split(' ').skip(11).take(2).map(|field| field.parse().unwrap_or(0)).sum();
+    Duration::from_millis(ticks * 10)
+}
+
+fn words(bytes: usize) -> String {
+    match bytes {
+        ..1024 => format!("{bytes} B"),
+        1024..1_048_576 => format!("{} KiB", bytes >> 10),
+        _ => format!("{} MiB", bytes >> 20),
+    }
+}
