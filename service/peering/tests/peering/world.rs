@@ -221,6 +221,9 @@ impl World {
         let Some(ends) = self.ends.get(&link) else { return };
         let to = if ends[0] == from { ends[1] } else { ends[0] };
         if self.cuts.contains(&pair(from, to)) {
+            // Streams lose nothing while a link lives, so one that lost something is dead, whether its
+            // ends know it or not.
+            self.ends.remove(&link);
             return;
         }
         let latency = self.latency.mul_f64(self.rng.random_range(1.0..2.0));
