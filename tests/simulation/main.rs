@@ -9,11 +9,12 @@
 use std::{
     sync::atomic::{AtomicU64, AtomicUsize, Ordering},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use fieldpost_delivery::simulation::{Fault, Shape, Tally, World};
 use harness::setting;
+use tokio::time::Instant;
 
 const SHORT: u64 = 100;
 const LONG: u64 = 10_000;
