@@ -459,6 +459,7 @@ async fn what_a_gateway_says_of_senders_that_are_not_its_own_is_refused() {
     mallory.publish(1, &["alice"]);
     listed(&bob, &mallory.address("alice"), true).await;
     listed(&bob, &a.address("alice"), true).await;
+    listed(&alice, &b.address("bob"), true).await;
     // A sender of another gateway cannot even be signed for; under its own name it is shown as such.
     let foreign = mallory.envelope(&a.address("alice"), &b.address("bob"), "I am alice");
     assert!(foreign.sign(&mallory.key).is_err());

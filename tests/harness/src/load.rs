@@ -236,7 +236,11 @@ impl Load {
             waiting.extend(messages.into_iter().map(|message| (client, message)));
         }
         while !waiting.is_empty() {
-            assert!(Instant::now() < deadline, "{} messages never arrive", waiting.len());
+            if Instant::now() >= deadline {
+                let (client, message) = waiting[0];
+                let record = client.record(message).await;
+                panic!("{} messages never arrive, one is {record:?}", waiting.len());
+            }
             let mut still = Vec::new();
             for (client, message) in waiting {
                 let is_on_its_way = match client.record(message).await {
