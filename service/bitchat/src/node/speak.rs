@@ -24,6 +24,8 @@ use crate::{
 const MAX_PUBLIC: usize = 60_000;
 /// The longest part whose signature no encoder touches.
 const PUBLIC_PART: usize = COMPRESSION_THRESHOLD - 1;
+/// What an iPhone takes at the least (ATT MTU 185), and so a good guess for links further on.
+const CAUTIOUS_FRAME: usize = 182;
 /// Packets that wait for their sender's first announce to get round; further ones are refused.
 const DEFERRED: usize = 256;
 
@@ -104,11 +106,12 @@ impl<R: Rng> Node<R> {
     }
 
     /// Sends a packet of one of ours on all links: the direct one did not answer, and may not
-    /// lead to whom it says.
+    /// lead to whom it says. If it needs fragments, they are small: a link further on may be
+    /// narrower than ours, and nobody can split a fragment.
     pub(super) fn originate_everywhere(&mut self, now: Now, packet: Packet) {
         self.seen.insert(now.at, Key::of(&packet));
         let links: Vec<LinkId> = self.links.keys().copied().collect();
-        self.transmit(&packet, &links, false);
+        self.transmit_in(&packet, &links, false, CAUTIOUS_FRAME);
     }
 
     /// Passes a packet of somebody else on.
@@ -126,6 +129,17 @@ impl<R: Rng> Node<R> {
 
     /// Queues a packet on links, in fragments where it does not fit.
     pub(super) fn transmit(&mut self, packet: &Packet, links: &[LinkId], is_relayed: bool) {
+        self.transmit_in(packet, links, is_relayed, usize::MAX);
+    }
+
+    /// The same with fragments of at most so many bytes.
+    fn transmit_in(
+        &mut self,
+        packet: &Packet,
+        links: &[LinkId],
+        is_relayed: bool,
+        max_fragment: usize,
+    ) {
         let whole = packet.encode_for_wire();
         let flow = (packet.kind == PacketType::NOISE_ENCRYPTED)
             .then(|| packet.recipient.map(|recipient| (packet.sender, recipient)))
@@ -136,7 +150,7 @@ impl<R: Rng> Node<R> {
             .collect();
         // The same parts on all links, so that whoever hears two of them can join them.
         let narrow = frames.iter().map(|(_, most)| *most).filter(|most| whole.len() > *most).min();
-        let parts = narrow.map(|most| self.fragments(packet, most, is_relayed));
+        let parts = narrow.map(|most| self.fragments(packet, most.min(max_fragment), is_relayed));
         for (id, most) in frames {
             let Some(link) = self.links.get_mut(&id) else { continue };
             let is_fragment = packet.kind == PacketType::FRAGMENT;

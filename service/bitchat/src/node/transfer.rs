@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Segments that may be under way unconfirmed.
-const WINDOW: usize = 4;
+const WINDOW: usize = 8;
 /// How long a receipt for a segment may take before it is said again.
 const REPEAT: Duration = Duration::from_secs(6);
 /// Finished transfers remembered, so that late segments are answered.
@@ -40,6 +40,9 @@ struct Outgoing {
     segments: Vec<Segment>,
     progress_at: Duration,
     repeats: u32,
+    /// Go over all links, in small fragments. Changes whenever something is late: on a lossy way
+    /// few large fragments do better, on one with a narrow link small ones alone.
+    is_cautious: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -82,9 +85,10 @@ impl<R: Rng> Node<R> {
         self.rng.fill_bytes(&mut number);
         let key = (to, u32::from_be_bytes(number));
         let segments = vec![Segment::default(); segments(bytes.len())];
-        let outgoing = Outgoing { id, bytes, segments, progress_at: now.at, repeats: 0 };
+        let outgoing =
+            Outgoing { id, bytes, segments, progress_at: now.at, repeats: 0, is_cautious: false };
         self.transfers.outgoing.insert(key, outgoing);
-        self.say_segments(now, key, false);
+        self.say_segments(now, key);
     }
 
     /// Takes a record from another gateway; false if it is none.
@@ -135,6 +139,7 @@ impl<R: Rng> Node<R> {
             }
             if is_late {
                 outgoing.repeats += 1;
+                outgoing.is_cautious = !outgoing.is_cautious;
             }
             let pair = Pair { local: self.own, remote: key.0 };
             if is_late && !self.sessions.is_confirmed(pair) {
@@ -143,18 +148,19 @@ impl<R: Rng> Node<R> {
                     continue;
                 }
             }
-            self.say_segments(now, key, is_late);
+            self.say_segments(now, key);
         }
     }
 
     /// Says as many segments as the window lets under way.
-    fn say_segments(&mut self, now: Now, key: (MeshId, u32), everywhere: bool) {
+    fn say_segments(&mut self, now: Now, key: (MeshId, u32)) {
         let Some(outgoing) = self.transfers.outgoing.get_mut(&key) else { return };
         let under_way =
             outgoing.segments.iter().filter(|segment| !segment.has && segment.said_at.is_some());
         let may = WINDOW.saturating_sub(under_way.count());
         let count = outgoing.segments.len() as u16;
         let length = outgoing.bytes.len();
+        let everywhere = outgoing.is_cautious;
         let mut records = Vec::new();
         for (index, segment) in outgoing.segments.iter_mut().enumerate() {
             if records.len() < may && !segment.has && segment.said_at.is_none() {
@@ -232,7 +238,7 @@ impl<R: Rng> Node<R> {
             self.transfers.outgoing.remove(&key);
             self.report(Report::Sent { id, may_fail_on_apple: false });
         } else {
-            self.say_segments(now, key, false);
+            self.say_segments(now, key);
         }
     }
 

@@ -1,7 +1,7 @@
 //! What Fieldpost gateways say to each other inside a session: plaintext type `0x7E`, which the
 //! apps ignore.
 //!
-//! Content travels in segments, so that a lost fragment costs a few kilobytes and not all of it.
+//! Content travels in segments, so that a lost fragment costs two kilobytes and not all of it.
 //! The receiver answers each segment with the set of those it has; the sender repeats the others.
 //!
 //! ```text
@@ -15,8 +15,8 @@ use crate::read::Reader;
 
 /// The largest content: 64 KiB and what the envelope around it takes.
 pub const MAX_CONTENT: usize = 64 * 1024 + 4096;
-/// How much one segment carries: about ten fragments.
-pub const SEGMENT: usize = 4096;
+/// How much one segment carries: five fragments, or fifteen small ones.
+pub const SEGMENT: usize = 2048;
 const MAX_SEGMENTS: usize = MAX_CONTENT.div_ceil(SEGMENT);
 
 /// One record between gateways.
