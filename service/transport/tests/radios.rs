@@ -55,7 +55,7 @@ async fn messages_and_bytes_cross_a_stream_and_the_air_and_come_back_confirmed()
     let receipt = Report::Receipt { from, to, message_id, kind };
     a.until(|report| *report == receipt).await;
 
-    let bytes: Vec<u8> = (0..20_000_u32).map(|n| (n * n >> 3) as u8).collect();
+    let bytes: Vec<u8> = (0..20_000_u32).map(|n| ((n * n) >> 3) as u8).collect();
     let transfer_id = Uuid::from_u128(2);
     a.say(Command::SendGateway { to, transfer_id, bytes: bytes.clone() }).await;
     let whole = Report::Gateway { from, bytes };

@@ -117,7 +117,12 @@ impl<R: Rng> Node<R> {
         let narrowest = self.narrowest(to).ok_or(FailReason::NoLink)?.min(MAX_FRAME);
         let limit = self.most_in_fragments(narrowest);
         let body = file.encode().map_err(|_| FailReason::TooLarge { limit })?;
-        if body.len() > limit { Err(FailReason::TooLarge { limit }) } else { Ok(body) }
+        if body.len() > limit {
+            return Err(FailReason::TooLarge { limit });
+        }
+        let needed = body.len().div_ceil(limit / usize::from(self.limits.fragments_sent)) + 1;
+        let has_room = self.links.values().all(|link| link.room() >= needed);
+        if has_room { Ok(body) } else { Err(FailReason::Busy) }
     }
 
     /// How large a payload may be on a link, so that Android still takes its fragments.

@@ -188,7 +188,9 @@ impl<R: Rng> Node<R> {
         let limit = if is_relayed { self.limits.fragments_sent } else { u16::MAX };
         let mut id = [0; 8];
         self.rng.fill_bytes(&mut id);
-        fragment::split(packet, id, fragment::chunk(packet, most), limit).ok()
+        let parts = fragment::split(packet, id, fragment::chunk(packet, most), limit).ok()?;
+        // A long route may leave no room for data on a narrow link.
+        parts.iter().all(|part| part.encode().len() <= most).then_some(parts)
     }
 
     /// The links that lead to a packet's recipient.
