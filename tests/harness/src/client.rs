@@ -227,6 +227,11 @@ impl Client {
         Ok(self.calling_as(peer, token))
     }
 
+    /// The address of its gateway.
+    pub fn home(&self) -> &str {
+        &self.base
+    }
+
     /// Whose client this is.
     pub fn peer(&self) -> &str {
         &self.peer
