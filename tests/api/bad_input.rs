@@ -476,7 +476,7 @@ impl Stage {
             "group_id" => group["id"].as_str().map(str::to_owned),
             "file_id" => file["id"].as_str().map(str::to_owned),
             "peer_id" | "node_id" | "mixnode_id" => Some("alice".to_owned()),
-            "peer" | "other_peer_id" => Some("bob".to_owned()),
+            "peer" | "other_peer_id" | "name" => Some("bob".to_owned()),
             "index" | "chunk_index" => Some("0".to_owned()),
             _ => None,
         };

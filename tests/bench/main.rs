@@ -62,7 +62,7 @@ fn main() -> ExitCode {
             failover::run(&mut table).await;
         }
         if wanted("mesh") {
-            mesh::raw(&mut table).await;
+            mesh::gateways(&mut table).await;
         }
         table.print();
     });

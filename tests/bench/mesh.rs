@@ -1,17 +1,23 @@
-//! Between two gateways over loopback, beside what the links themselves carry.
+//! Between two gateways over loopback, beside what the links themselves carry and what the two
+//! databases take in.
 //!
 //! The floor is iroh alone: a stream for each message, written, read whole and answered with one byte,
 //! as many at a time as the other side lets be open.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
+use harness::{Gateway, Options, Postgres};
 use iroh::{
     Endpoint, EndpointAddr, RelayMode,
     endpoint::{Connection, PortmapperConfig, QuicTransportConfig, VarInt, presets},
 };
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
 use crate::{
+    federation::{self, End, Pair},
     measure::{Measured, median, milliseconds},
     table::Table,
 };
@@ -22,8 +28,57 @@ pub(crate) const SIZES: [(usize, usize, usize); 3] =
 const RUNS: usize = 3;
 const ALPN: &[u8] = b"fieldpost/bench/1";
 
+/// Two gateways as processes, each on a server of its own, joined by `--bootstrap`.
+pub(crate) async fn gateways(table: &mut Table) {
+    let streams = raw(table).await;
+    let first = Postgres::start().await;
+    let one = gateway(first.create_database("gateway"), &[]).await;
+    let address = own_address(&one).await;
+    let second = Postgres::start().await;
+    let bootstrap = format!("--bootstrap={address}");
+    let other = gateway(second.create_database("gateway"), &[&bootstrap]).await;
+    let pair = Pair { from: end(first, &one), to: end(second, &other) };
+    federation::measure(table, "mesh", &pair, Some(streams)).await;
+}
+
+async fn gateway(url: String, more: &[&str]) -> Gateway {
+    let options = [
+        "--rate-limit=1000000",
+        "--registration-rate-limit=1000000",
+        "--gateway-rate-limit=1000000",
+        "--sender-share=100%",
+        "--trust=none",
+        "--mesh-discovery=off",
+        "--mesh-listen=127.0.0.1:0",
+    ];
+    let options = options
+        .iter()
+        .chain(more)
+        .fold(Options::on(url).transports("mesh"), |all, one| all.argument(*one));
+    options.start().await
+}
+
+fn end(postgres: Postgres, gateway: &Gateway) -> End {
+    let shown = gateway.run(&["identity", "show"]);
+    let id = String::from_utf8(shown.stdout).expect("an id is text");
+    let address = gateway.url().trim_start_matches("http://").parse().expect("an address");
+    End { postgres, address, gateway: id.trim().to_owned() }
+}
+
+/// What the gateway said at its start that others give to `--bootstrap`.
+async fn own_address(gateway: &Gateway) -> String {
+    loop {
+        let log = fs::read_to_string(gateway.log_file()).expect("it has a log");
+        if let Some((_, rest)) = log.split_once("\"mesh.address\":\"") {
+            let (address, _) = rest.split_once('"').expect("it is a string");
+            return address.to_owned();
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// Messages a second that raw streams carry, for each of [`SIZES`].
-pub(crate) async fn raw(table: &mut Table) -> [f64; 3] {
+async fn raw(table: &mut Table) -> [f64; 3] {
     let (server, client) = (endpoint().await, endpoint().await);
     let address = EndpointAddr::from_parts(
         server.id(),

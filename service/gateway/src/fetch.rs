@@ -306,7 +306,8 @@ async fn receive(
         }
         Begun::Unwanted => return Ok(Ended::Interrupted("nobody waits for it".to_owned())),
     };
-    let mut incoming = Incoming { gateway, claim, file, index: whole as i64, buffer: Vec::new() };
+    let mut incoming =
+        Incoming { gateway, claim, file: *file, index: whole as i64, buffer: Vec::new() };
     match incoming.take_all(chunks, progress).await? {
         Some(ended) => Ok(ended),
         None => incoming.finish().await,

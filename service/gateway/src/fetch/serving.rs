@@ -35,7 +35,7 @@ impl ServedFiles {
                 let carries =
                     self.transport.upgrade().map(|transport| level_of(transport.as_ref()));
                 match carries {
-                    Some(carries) if carries >= level => Ok(record),
+                    Some(carries) if carries >= level => Ok(*record),
                     _ => Err(FileError::Failed("this transport may not carry it".to_owned())),
                 }
             }

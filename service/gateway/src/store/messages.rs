@@ -795,7 +795,7 @@ impl Rows {
                         priority: message.priority,
                         size_bytes: size,
                         expires_at: message.expires_at,
-                    })
+                    });
                 }
             }
         }

@@ -109,7 +109,7 @@ pub struct Described<'a> {
 #[derive(Clone, Debug)]
 pub enum Begun {
     /// Its chunks may come.
-    Ready(FileRecord),
+    Ready(Box<FileRecord>),
     /// There is no room now.
     Full,
     /// It is not the file that was begun.
@@ -122,7 +122,7 @@ pub enum Begun {
 #[derive(Clone, Debug)]
 pub enum Grant {
     /// All of it, over nothing less than this level.
-    Granted(FileRecord, AnonymityLevel),
+    Granted(Box<FileRecord>, AnonymityLevel),
     /// It has still to come here itself.
     NotYet,
     /// It was there, and is not any more.
@@ -390,7 +390,7 @@ impl Store {
         if let Some(file) = self.find_file(&claim.id).await? {
             let is_same = file.size_bytes == described.size_bytes
                 && file.declared_sha256.as_deref() == Some(&described.sha256);
-            return Ok(if is_same { Begun::Ready(file) } else { Begun::Changed });
+            return Ok(if is_same { Begun::Ready(Box::new(file)) } else { Begun::Changed });
         }
         let usage = sqlx::query!(
             r#"
@@ -441,7 +441,10 @@ impl Store {
         .execute(&mut *transaction)
         .await?;
         transaction.commit().await?;
-        Ok(self.find_file(&claim.id).await?.map_or(Begun::Unwanted, Begun::Ready))
+        Ok(self
+            .find_file(&claim.id)
+            .await?
+            .map_or(Begun::Unwanted, |file| Begun::Ready(Box::new(file))))
     }
 
     /// How the fetching of a file goes, if it is one from elsewhere.
@@ -484,7 +487,9 @@ impl Store {
         .await?;
         let Some(level) = granted else { return Ok(Grant::NotGranted) };
         Ok(match self.find_file(id).await? {
-            Some(file) if file.completed_at.is_some() => Grant::Granted(file, words::level(level)?),
+            Some(file) if file.completed_at.is_some() => {
+                Grant::Granted(Box::new(file), words::level(level)?)
+            }
             Some(_) => Grant::NotYet,
             None => match self.remote_file(id).await? {
                 Some(awaited) if awaited.state == "waiting" => Grant::NotYet,
