@@ -333,6 +333,27 @@ async fn nothing_comes_in_the_name_of_a_group_but_from_its_home_to_who_has_joine
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_invitations_keeps_nobody_from_joining() {
+    const LISTED: usize = 100;
+    let world = World::new(&[]).await;
+    let World { home, there, alice, bob, .. } = &world;
+    let mut last = String::new();
+    for number in 0..=LISTED {
+        let request = alice.request(Method::POST, "/v1/groups");
+        let made: Value =
+            alice.call(request.json(&json!({ "name": format!("group {number}") }))).await.unwrap();
+        last = made["id"].as_str().unwrap().to_owned();
+        add(alice, &last, &there.address("bob")).await;
+    }
+    // Each is told as a message, and as many are listed as one gateway may have open.
+    take(bob, LISTED + 1).await;
+    assert_eq!(groups(bob).await.len(), LISTED);
+    let key = format!("{last}@{}", home.id());
+    let accepted = answer(bob, &key, "accept").await.unwrap();
+    assert_eq!(accepted["membership"], "joining");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_broadcast_crosses_one_hop_once_and_is_passed_on_by_nobody() {
     let (near, far) = (MemoryNetwork::new(1), MemoryNetwork::new(2));
     let hearing = |name| MemoryOptions::named(name).with_broadcasts();
@@ -447,7 +468,7 @@ async fn get(client: &Client, path: &str) -> Value {
 }
 
 async fn groups(client: &Client) -> Vec<Value> {
-    get(client, "/v1/groups").await["groups"].as_array().unwrap().clone()
+    get(client, "/v1/groups?limit=1000").await["groups"].as_array().unwrap().clone()
 }
 
 /// How a peer stands to the first of its groups.

@@ -8,9 +8,12 @@ use fieldpost_envelope::{AnonymityLevel, GatewayId, GroupId, MessageId, PeerId};
 
 use crate::store::{Store, words};
 
-/// Groups of other gateways that one peer may have to do with; beyond, invitations are messages
-/// like any other and are not listed.
+/// Groups of other gateways that one peer may be in, and as many invitations may be open; beyond,
+/// invitations are messages like any other and are not listed. With what a peer has left, four times
+/// as many are remembered.
 pub const REMOTE_GROUPS_PER_PEER: i64 = 1000;
+/// Open invitations of one gateway to one peer, so that nobody takes the others' room.
+const INVITATIONS_OF_HOME: i64 = 100;
 /// How long what a peer has left is remembered.
 pub const LEFT_REMEMBERED: TimeDelta = TimeDelta::days(31);
 
@@ -80,7 +83,10 @@ impl Store {
             r#"
             insert into remote_group (peer, group_id, name, invited_by, level, state, changed_at)
             select $1, $2, $3, $4, $5, 'invited', $6
-            where (select count(*) from remote_group where peer = $1) < $7
+            where (
+                select count(*) < $7 and count(*) filter (where group_id like $8) < $9
+                from remote_group where peer = $1 and state = 'invited'
+            )
             on conflict (peer, group_id) do update
             set name = excluded.name, invited_by = excluded.invited_by, level = excluded.level,
                 state = 'invited', told_by = null, changed_at = excluded.changed_at
@@ -93,6 +99,8 @@ impl Store {
             words::level_number(asked.level),
             self.clock.now(),
             REMOTE_GROUPS_PER_PEER,
+            format!("%@{}", asked.group.home),
+            INVITATIONS_OF_HOME,
         )
         .execute(&self.pool)
         .await
@@ -144,7 +152,10 @@ impl Store {
             insert into remote_group (peer, group_id, name, level, state, told_by, changed_at)
             select $1, $2, $3, $4, 'joined', $5, $6
             where exists (select from remote_group where peer = $1 and group_id = $2)
-               or (select count(*) from remote_group where peer = $1) < $7
+               or (
+                   select count(*) filter (where state = 'joined') < $7 and count(*) < 4 * $7
+                   from remote_group where peer = $1
+               )
             on conflict (peer, group_id) do update
             set state = 'joined', told_by = $5, changed_at = excluded.changed_at
             "#,
