@@ -99,6 +99,8 @@ async fn a_gateway_that_goes_is_out_of_reach_and_comes_back() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn links_outlive_a_renewed_certificate() {
     let (alpha, bravo) = linked(10, 11).await;
+    // Counters follow what is in reach.
+    eventually(|| bravo.transport.counters().links_opened > 0).await;
     let opened = bravo.transport.counters().links_opened;
     alpha.transport.renew(certificate(10, node_key(10), 0));
     alpha.transport.send(&bravo.target(), alpha.envelope(&bravo, 1, 10)).await.unwrap();
@@ -219,9 +221,20 @@ impl Node {
         let listen = Some(([127, 0, 0, 1], port.unwrap_or(0)).into());
         let options = MeshOptions { listen, bootstrap, ..MeshOptions::default() };
         let key = node_key(seed);
-        let transport =
-            MeshTransport::start(options, key, certificate(seed, key, 0), clock()).await.unwrap();
-        Self { seed, transport }
+        let start = async {
+            loop {
+                let certificate = certificate(seed, key, 0);
+                match MeshTransport::start(options.clone(), key, certificate, clock()).await {
+                    Ok(transport) => return transport,
+                    // Whoever was there before may still be letting go of it.
+                    Err(MeshError::Listen { .. }) if port.is_some() => {
+                        sleep(Duration::from_millis(20)).await;
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        };
+        Self { seed, transport: within(start).await }
     }
 
     fn gateway(&self) -> GatewayId {
