@@ -5,22 +5,17 @@
 //! day, renewed at half that time (design, section 4).
 
 mod late;
+mod mesh;
 
-use std::{fmt::Display, sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use ed25519_dalek::SigningKey;
 use fieldpost_envelope::{Certificate, NodePurpose, SignedCertificate};
-use fieldpost_transport::{MeshOptions, MeshTransport};
-use tokio::time::sleep;
+use fieldpost_transport::{MeshTransport, Transport};
 use tokio_util::sync::CancellationToken;
 
 pub use self::late::LateTransport;
-use crate::{
-    Gateway,
-    config::{Config, Switch},
-    store::NODE_KEY_LEASE,
-};
+use crate::{Gateway, config::Config};
 
 /// The transports that this build has, in the order of their default.
 pub const BUILT: [&str; 1] = [MESH];
@@ -30,16 +25,20 @@ const MESH: &str = "mesh";
 const CERTIFICATE_LIFETIME: TimeDelta = TimeDelta::hours(24);
 /// Other gateways' clocks may be behind ours.
 const CERTIFICATE_MARGIN: TimeDelta = TimeDelta::minutes(30);
-/// Between two attempts to start a transport, at first and at last.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// The transports that the operator asked for.
 pub fn chosen(config: &Config) -> Vec<Arc<LateTransport>> {
-    config.transports().map(|_| LateTransport::new(MESH, MeshTransport::declared())).collect()
+    config
+        .transports()
+        .map(|name| match name {
+            MESH => LateTransport::new(MESH, MeshTransport::declared()),
+            other => unreachable!("the options were validated: {other}"),
+        })
+        .collect()
 }
 
-/// Starts a transport as soon as that can be done, and keeps its key and certificate, until `stop`.
+/// Starts a transport as soon as that can be done, and keeps its keys and certificates, until
+/// `stop`.
 ///
 /// `alone` says that no other replica can run on the database.
 pub async fn keep(
@@ -48,107 +47,23 @@ pub async fn keep(
     alone: bool,
     stop: CancellationToken,
 ) {
-    let mesh = stop.run_until_cancelled(start(&gateway, alone)).await;
-    if let Some(mesh) = mesh {
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = late.run(mesh.clone()) => {}
-            () = renew(&gateway, &mesh) => {}
-        }
-        stop.cancelled().await;
-        let now = gateway.clock.now();
-        if let Err(error) = gateway.store.release_node_keys(now, gateway.replica).await {
-            tracing::debug!(%error, "the node key is held until its lease ends");
-        }
+    match late.name() {
+        MESH => mesh::keep(gateway, late, alone, stop).await,
+        other => unreachable!("the options were validated: {other}"),
     }
 }
 
-async fn start(gateway: &Gateway, alone: bool) -> Arc<MeshTransport> {
-    let mut pause = FIRST_PAUSE;
-    loop {
-        gateway.readiness.until_ready().await;
-        match try_start(gateway, alone).await {
-            Ok(mesh) => return mesh,
-            Err(error) => {
-                tracing::warn!(transport.name = MESH, "{error}; trying again");
-            }
-        }
-        sleep(pause).await;
-        pause = (2 * pause).min(LONGEST_PAUSE);
-    }
-}
-
-async fn try_start(gateway: &Gateway, alone: bool) -> Result<Arc<MeshTransport>, String> {
-    let says = |error: &dyn Display| format!("the transport mesh does not start: {error}");
-    let now = gateway.clock.now();
-    let key = gateway
-        .store
-        .hold_node_key(now, MESH, gateway.replica, alone)
-        .await
-        .map_err(|error| says(&error))?;
-    let certificate = certify(gateway, &key, now).map_err(|error| says(&error))?;
-    let config = &gateway.config;
-    let options = MeshOptions {
-        listen: config.mesh_listen,
-        bootstrap: config.bootstrap.clone(),
-        relays: config.mesh_relay.clone(),
-        discovers: config.mesh_discovery == Switch::On,
-    };
-    let clock = gateway.clock.clone();
-    let now = Arc::new(move || clock.now().into());
-    let mesh = MeshTransport::start(options, key.to_bytes(), certificate, now)
-        .await
-        .map_err(|error| says(&error))?;
-    for address in mesh.own_addresses() {
-        tracing::info!(mesh.address = %address, "other gateways reach this one by --bootstrap");
-    }
-    Ok(mesh)
-}
-
-/// Renews the lease on the node key, and now and then the certificate, for ever.
-async fn renew(gateway: &Gateway, mesh: &MeshTransport) {
-    let mut certified_at = gateway.clock.now();
-    loop {
-        sleep(NODE_KEY_LEASE / 3).await;
-        let now = gateway.clock.now();
-        match gateway.store.renew_node_keys(now, gateway.replica, 1).await {
-            Ok(true) => {}
-            Ok(false) => tracing::warn!(
-                "another replica took over this one's node key while the database was away; \
-                 restart this one"
-            ),
-            Err(error) => tracing::debug!(%error, "the lease on the node key was not renewed"),
-        }
-        if now - certified_at < CERTIFICATE_LIFETIME / 2 {
-            continue;
-        }
-        match certify_node(gateway, mesh.node(), now) {
-            Ok(certificate) => {
-                mesh.renew(certificate);
-                certified_at = now;
-            }
-            Err(error) => tracing::warn!(%error, "the node's certificate was not renewed"),
-        }
-    }
-}
-
+/// The gateway's word that `node` is one of its nodes.
 fn certify(
     gateway: &Gateway,
-    key: &SigningKey,
-    now: DateTime<Utc>,
-) -> Result<SignedCertificate, String> {
-    certify_node(gateway, key.verifying_key().to_bytes(), now)
-}
-
-fn certify_node(
-    gateway: &Gateway,
+    purpose: NodePurpose,
     node: [u8; 32],
     now: DateTime<Utc>,
 ) -> Result<SignedCertificate, String> {
     let identity = gateway.store.identity().map_err(|error| error.to_string())?;
     let certificate = Certificate {
         gateway: identity.gateway_id,
-        purpose: NodePurpose::Mesh,
+        purpose,
         node,
         not_before: (now - CERTIFICATE_MARGIN).into(),
         not_after: (now + CERTIFICATE_LIFETIME).into(),
