@@ -1,7 +1,7 @@
 //! Who relays: descriptors, documents signed by the directory, epochs and their keys, routes.
 //!
 //! A relay signs a [`Descriptor`] of itself. The directory's signers put descriptors and weights
-//! into a [`Document`] for each epoch; k of n sign it. Every gateway keeps the [`Chain`] of
+//! into a [`Document`] for each epoch, which a [`Drafter`] drafts; k of n sign it. Every gateway keeps the [`Chain`] of
 //! documents, passes it on, and draws routes from it with a [`RouteChooser`]. A [`KeyRing`] holds
 //! the secrets of a relay for the current epoch and the two that follow, and erases the old ones.
 //!
@@ -12,6 +12,7 @@ mod cbor;
 mod chain;
 mod descriptor;
 mod document;
+mod draft;
 mod epoch;
 mod gossip;
 mod keys;
@@ -28,6 +29,7 @@ pub use self::{
         Authority, AuthorityError, BeaconSource, Document, DocumentError, SignedDocument,
         WeightedRelay, limits as document_limits,
     },
+    draft::{Admission, Drafter, HearError},
     epoch::{Epoch, EpochClock, EpochError},
     gossip::GossipMessage,
     keys::{EpochSecret, KeyChange, KeyRing},

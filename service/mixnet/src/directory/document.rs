@@ -97,6 +97,11 @@ impl Authority {
         hash.finalize().into()
     }
 
+    /// Who may sign, ascending by key.
+    pub fn signers(&self) -> &[VerifyingKey] {
+        &self.signers
+    }
+
     /// How many signatures a document needs.
     pub fn threshold(&self) -> usize {
         self.threshold
@@ -473,6 +478,16 @@ impl SignedDocument {
     /// What it says, believed or not.
     pub fn document(&self) -> &Document {
         &self.document
+    }
+
+    /// Who signed, and whether it is so: a signature of a signer of `authority` over these bytes.
+    pub fn signatures(&self, authority: &Authority) -> Vec<(VerifyingKey, bool)> {
+        let text = signed_text(&self.payload);
+        let is_good = |(signer, signature): &(VerifyingKey, [u8; 64])| {
+            authority.signers.contains(signer)
+                && signer.verify_strict(&text, &Signature::from_bytes(signature)).is_ok()
+        };
+        self.signatures.iter().map(|one| (one.0, is_good(one))).collect()
     }
 
     /// Adds the signature of one signer, in place of an earlier one.

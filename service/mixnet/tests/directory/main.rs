@@ -4,6 +4,7 @@
 
 mod descriptors;
 mod documents;
+mod drafts;
 mod fixtures;
 mod gossip;
 mod routes;
