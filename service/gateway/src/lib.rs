@@ -12,6 +12,7 @@ pub mod clock;
 pub mod config;
 pub mod connectivity;
 pub mod database;
+pub mod directory;
 pub mod doctor;
 pub mod embedded;
 pub mod fetch;

@@ -12,6 +12,7 @@ use fieldpost_gateway::{
     admin::{self, AdminCommand},
     client::{self, ClientCommand},
     config::Config,
+    directory::{self, DirectoryCommand},
     doctor::{self, DoctorArgs},
     http, run,
 };
@@ -40,6 +41,9 @@ enum Command {
     /// Takes the options of `serve` and judges them. Exit codes: 0 nothing failed, 1 something
     /// failed.
     Doctor(Box<DoctorArgs>),
+    /// The relay directory of an HTX network.
+    #[command(subcommand)]
+    Directory(DirectoryCommand),
     #[command(flatten)]
     Admin(AdminCommand),
     #[command(flatten)]
@@ -80,6 +84,7 @@ async fn perform(command: Command, master_key: Option<SecretString>) -> anyhow::
             let healthy = doctor::run(*doctor).await.context("cannot write to standard output")?;
             return Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
+        Command::Directory(command) => directory::run(command).await?,
         Command::Admin(mut command) => {
             command.database_mut().master_key = master_key;
             admin::run(command).await?;

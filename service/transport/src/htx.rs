@@ -24,6 +24,8 @@ mod template;
 #[cfg(test)]
 mod tests;
 
+pub use fieldpost_mixnet::{delay::Pace, directory};
+
 pub use self::{
     decoy::{Decoy, DecoyError},
     dial::{DialError, Dialer, Target},

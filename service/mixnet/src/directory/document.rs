@@ -516,19 +516,34 @@ impl SignedDocument {
     ///
     /// Says which rule is broken.
     pub fn verify(&self, authority: &Authority) -> Result<&Document, DocumentError> {
-        let text = signed_text(&self.payload);
-        for (signer, signature) in &self.signatures {
-            let name = signer.to_bytes();
-            if !authority.signers.contains(signer) {
-                return Err(DocumentError::UnknownSigner { signer: name });
-            }
-            signer
-                .verify_strict(&text, &Signature::from_bytes(signature))
-                .map_err(|_| DocumentError::Signature { signer: name })?;
-        }
+        self.check_signatures(authority)?;
         let (count, needed) = (self.signatures.len(), authority.threshold);
         if count < needed {
             return Err(DocumentError::TooFewSignatures { count, needed });
+        }
+        self.document.check_content(authority)?;
+        Ok(&self.document)
+    }
+
+    /// Verifies all but the number of signatures: whether a signer may add its own. Document 0 follows
+    /// none.
+    ///
+    /// # Errors
+    ///
+    /// Says which rule is broken.
+    pub fn verify_unfinished(
+        &self,
+        predecessor: Option<&Self>,
+        authority: &Authority,
+    ) -> Result<&Document, DocumentError> {
+        self.check_signatures(authority)?;
+        match predecessor {
+            Some(predecessor) => self.document.check_follows(predecessor)?,
+            None if self.document.number > 0 => {
+                let number = self.document.number;
+                return Err(DocumentError::Number { number, expected: 0 });
+            }
+            None => {}
         }
         self.document.check_content(authority)?;
         Ok(&self.document)
@@ -546,6 +561,20 @@ impl SignedDocument {
     ) -> Result<&Document, DocumentError> {
         self.document.check_follows(predecessor)?;
         self.verify(authority)
+    }
+
+    /// Each signature is one of a signer.
+    fn check_signatures(&self, authority: &Authority) -> Result<(), DocumentError> {
+        for (signer, is_good) in self.signatures(authority) {
+            let signer_key = signer.to_bytes();
+            if !authority.signers.contains(&signer) {
+                return Err(DocumentError::UnknownSigner { signer: signer_key });
+            }
+            if !is_good {
+                return Err(DocumentError::Signature { signer: signer_key });
+            }
+        }
+        Ok(())
     }
 
     fn add(&mut self, (signer, signature): (VerifyingKey, [u8; 64])) {
