@@ -32,6 +32,8 @@ use transfer::Transfer;
 pub struct Config {
     /// The mean delay at each relay.
     pub delay: Duration,
+    /// The longest delay that a relay is asked for: short epochs have short graces.
+    pub longest_delay: Duration,
     /// The most messages on their way.
     pub transfers: usize,
     /// The most bytes of messages on their way, repair counted in.
@@ -44,6 +46,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             delay: crate::delay::Pace::INTERACTIVE.delay,
+            longest_delay: crate::delay::LONGEST_DELAY,
             transfers: 256,
             bytes: 64 * 1024 * 1024,
             rounds: 8,
@@ -295,9 +298,10 @@ impl<R: CryptoRng> Sender<R> {
             self.turns.rotate_left(1);
             return;
         };
-        let route = route.with_delays(&mut self.rng, self.config.delay);
+        let route = route.with_delays(&mut self.rng, self.config.delay, self.config.longest_delay);
         let surb = back.and_then(|back| {
-            let back = back.with_delays(&mut self.rng, self.config.delay);
+            let back =
+                back.with_delays(&mut self.rng, self.config.delay, self.config.longest_delay);
             let mut bytes = [0; 16];
             self.rng.fill_bytes(&mut bytes);
             let (surb, keys) = Surb::build(&mut self.rng, &back, SurbId(bytes)).ok()?;

@@ -20,6 +20,7 @@ mod decoy;
 mod dial;
 mod drive;
 mod front;
+mod node;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -31,5 +32,6 @@ pub use self::{
     dial::{DialError, Dialer, Target},
     drive::{LinkEnd, LinkGone},
     front::{Clock, Front, FrontOptions},
+    node::{ForwardError, HtxError, HtxFigures, HtxOptions, HtxTls, HtxTransport},
     template::{Template, client_tls, server_tls},
 };

@@ -21,6 +21,7 @@ use tokio::sync::watch;
 
 pub use air::{AirCounters, AirRadio, AirServer, Position, Scenario, ScenarioError, Station};
 pub use files::{FileError, FileFetch, FileInfo, FileSource};
+pub use htx::{HtxError, HtxFigures, HtxOptions, HtxTransport};
 pub use memory::{Faults, MemoryNetwork, MemoryOptions, MemoryTransport};
 pub use mesh::{MeshCounters, MeshError, MeshOptions, MeshRefusal, MeshTransport};
 pub use radio::{LinkIds, Radio, RadioEvent, TransmitError};
@@ -51,6 +52,13 @@ pub trait Transport: Send + Sync {
     /// Waits for the next envelope addressed to this gateway, as it came; `None` once the
     /// transport has shut. Nothing in it has been verified.
     async fn receive(&self) -> Option<Vec<u8>>;
+
+    /// What [`receive`](Self::receive) gave is dealt with: stored, or not wanted now or later. Not
+    /// called for what should come again. A transport that acknowledges end to end does so now;
+    /// others ignore this.
+    fn taken(&self, envelope: &[u8]) {
+        let _ = envelope;
+    }
 
     /// Takes this gateway's newest roster, to be told to all gateways in reach and those to come.
     ///

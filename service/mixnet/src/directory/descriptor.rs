@@ -39,13 +39,14 @@ use std::{
 
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use fieldpost_envelope::{GatewayId, Timestamp};
-use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::{
     cbor::{DecodeError, Reader, Writer},
     epoch::Epoch,
 };
+pub use crate::sphinx::RelayId;
+
 use crate::htx::{Capabilities, Capability, CarrierPolicy, PublicKey, TicketKey};
 
 /// What a descriptor may hold at most.
@@ -64,39 +65,6 @@ pub mod limits {
     pub const EPOCHS: usize = 3;
     /// How long a gateway's certificate is good, in milliseconds: 24 h.
     pub const CERTIFICATE_MS: u64 = 24 * 60 * 60 * 1_000;
-}
-
-/// A relay: SHA-256 of its Ed25519 key.
-#[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct RelayId([u8; 32]);
-
-impl RelayId {
-    /// The relay with this key.
-    pub fn of(identity: &VerifyingKey) -> Self {
-        Self(Sha256::digest(identity.as_bytes()).into())
-    }
-
-    /// The relay with this id.
-    pub fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(bytes)
-    }
-
-    /// The id.
-    pub fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-}
-
-impl fmt::Display for RelayId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&data_encoding::HEXLOWER.encode(&self.0))
-    }
-}
-
-impl fmt::Debug for RelayId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "RelayId({})", data_encoding::HEXLOWER.encode(&self.0[..8]))
-    }
 }
 
 /// The public halves of a relay's secrets for one epoch.

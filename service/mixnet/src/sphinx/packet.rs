@@ -2,7 +2,9 @@
 
 use std::{fmt, time::Duration};
 
+use ed25519_dalek::VerifyingKey;
 use rand::{CryptoRng, Rng};
+use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::delay;
@@ -17,9 +19,32 @@ use super::{
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct RelayId(pub [u8; 32]);
 
+impl RelayId {
+    /// The relay with this key.
+    pub fn of(identity: &VerifyingKey) -> Self {
+        Self(Sha256::digest(identity.as_bytes()).into())
+    }
+
+    /// The relay with this id.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The id.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Display for RelayId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&data_encoding::HEXLOWER.encode(&self.0))
+    }
+}
+
 impl fmt::Debug for RelayId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "RelayId({:02x}{:02x}{:02x}{:02x}..)", self.0[0], self.0[1], self.0[2], self.0[3])
+        write!(f, "RelayId({})", data_encoding::HEXLOWER.encode(&self.0[..8]))
     }
 }
 
@@ -117,10 +142,11 @@ impl Route {
         self.stops[..self.stops.len() - 1].iter().map(|stop| stop.delay).sum()
     }
 
-    /// The same route with an exponential delay of this mean at each relay.
-    pub fn with_delays(mut self, rng: &mut impl Rng, mean: Duration) -> Self {
+    /// The same route with an exponential delay of this mean at each relay, none longer than
+    /// `longest`.
+    pub fn with_delays(mut self, rng: &mut impl Rng, mean: Duration, longest: Duration) -> Self {
         for stop in &mut self.stops {
-            stop.delay = delay::sample(rng, mean);
+            stop.delay = delay::sample(rng, mean).min(longest);
         }
         self
     }

@@ -1,0 +1,322 @@
+//! The `htx` transport: a node of the mixnet, be it gateway, relay or both.
+//!
+//! ```text
+//! links (Front, Dialer) ──► packets ──► relay core ──► Forward ──► links
+//!                                          │ Deliver ──► receiver core ──► Transport::receive
+//!                                          │ Reply   ──► sender core
+//! Transport::send ──► sender core ──► a packet in each slot ──► links
+//! links ──► gossip: documents, descriptors ──► chain, pool
+//! ```
+//!
+//! One task drives all cores of a node; each link has a task of its own. Every queue between them
+//! has a bound, at which the newest is dropped and counted: whoever sent it notices that no answer
+//! comes, and sends it again by another route (HTX reference, sections 5 and 6; design, section 7).
+
+mod options;
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use ed25519_dalek::SigningKey;
+use fieldpost_envelope::{SignedEnvelope, limits};
+use fieldpost_mixnet::{
+    directory::{Certificate, Epoch, RelayId, SignedDescriptor, SignedDocument},
+    receiver, relay, sender,
+    sphinx::Packet,
+};
+use serde::Serialize;
+use thiserror::Error;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+
+pub use self::options::{HtxError, HtxOptions, HtxTls};
+use super::front::Clock;
+use crate::{Capabilities, SendError, Status, Transport};
+
+/// A node of the mixnet, as a transport.
+pub struct HtxTransport {
+    id: RelayId,
+    is_lab: bool,
+    commands: mpsc::Sender<Command>,
+    reachable: watch::Receiver<Arc<BTreeSet<String>>>,
+    descriptor: watch::Receiver<SignedDescriptor>,
+    descriptors: watch::Receiver<Arc<Vec<SignedDescriptor>>>,
+    documents: watch::Receiver<Arc<Vec<SignedDocument>>>,
+    figures: watch::Receiver<HtxFigures>,
+    arrived: tokio::sync::Mutex<mpsc::Receiver<Vec<u8>>>,
+    tasks: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl HtxTransport {
+    /// Starts a node that holds `node_key`, and begins to make links. `certificate` is the word of
+    /// the gateway that the node is a replica of; without it, the node relays but receives nothing.
+    /// `clock` tells the time that epochs, tickets and certificates speak of.
+    ///
+    /// # Errors
+    ///
+    /// Says what is wrong with the options, and what to do about it.
+    pub async fn start(
+        options: HtxOptions,
+        node_key: SigningKey,
+        certificate: Option<Certificate>,
+        clock: Clock,
+    ) -> Result<Arc<Self>, HtxError> {
+        let _ = (options, node_key, certificate, clock);
+        todo!()
+    }
+
+    /// What every node can do (design, section 7). Level 3 needs cover traffic, which there is not
+    /// yet: it is declared with `--lab` alone, which lifts the rule for tests.
+    pub fn declared(lab: bool) -> Capabilities {
+        let level = if lab { 3 } else { 1 };
+        Capabilities {
+            supports_unicast: true,
+            supports_broadcast: false,
+            supports_multicast: false,
+            max_message_size: MAX_CONTENT,
+            typical_latency_ms: 500,
+            bandwidth_mbps: 5.0,
+            is_offline_capable: false,
+            requires_internet: !lab,
+            provides_encryption: true,
+            supports_forward_secrecy: true,
+            anonymity_level: level,
+            best_anonymity_level: level,
+            reaches_phones: false,
+            battery_impact: "low",
+            data_cost_impact: "medium",
+            supports_store_and_forward: true,
+            supports_multi_hop: true,
+            max_hops: 5,
+        }
+    }
+
+    /// The node's id: SHA-256 of its key.
+    pub fn id(&self) -> RelayId {
+        self.id
+    }
+
+    /// The node's own newest descriptor, and a way to wait for the next: there is one with each
+    /// epoch and each certificate. It has to come to the directory's signers; linked nodes are told
+    /// it, and tell it on.
+    pub fn descriptor(&self) -> watch::Receiver<SignedDescriptor> {
+        self.descriptor.clone()
+    }
+
+    /// The newest descriptors of all nodes that this one has heard of, its own among them, ascending
+    /// by id: what signers choose from. At most 1024.
+    pub fn descriptors(&self) -> watch::Receiver<Arc<Vec<SignedDescriptor>>> {
+        self.descriptors.clone()
+    }
+
+    /// The documents that the node believes, oldest first, at most eight, and a way to wait for
+    /// changes: what is to be cached on disk and in the database.
+    pub fn documents(&self) -> watch::Receiver<Arc<Vec<SignedDocument>>> {
+        self.documents.clone()
+    }
+
+    /// The node's figures, at most half a second old.
+    pub fn figures(&self) -> HtxFigures {
+        self.figures.borrow().clone()
+    }
+
+    /// Offers a signed document that came from elsewhere: the database, or a signer. It is verified
+    /// like any other; [`documents`](Self::documents) tells whether it was taken up.
+    ///
+    /// # Errors
+    ///
+    /// The node has been shut down.
+    pub async fn learn(&self, document: Vec<u8>) -> Result<(), SendError> {
+        self.command(Command::Learn(document)).await
+    }
+
+    /// Offers the signed descriptor of some node, to be told on like those that come over links.
+    ///
+    /// # Errors
+    ///
+    /// The node has been shut down.
+    pub async fn introduce(&self, descriptor: Vec<u8>) -> Result<(), SendError> {
+        self.command(Command::Introduce(descriptor)).await
+    }
+
+    /// Shows another certificate in descriptors from now on.
+    ///
+    /// # Errors
+    ///
+    /// The node has been shut down.
+    pub async fn certify(&self, certificate: Certificate) -> Result<(), SendError> {
+        self.command(Command::Certify(certificate)).await
+    }
+
+    /// Passes a finished packet of a client on to the first relay of its route.
+    ///
+    /// # Errors
+    ///
+    /// The bytes have not the length of a packet, the active document does not know the relay, or
+    /// what waits for the link to it is too much already.
+    pub async fn forward(&self, first: RelayId, packet: Vec<u8>) -> Result<(), ForwardError> {
+        let length = packet.len();
+        let packet = Packet::from_bytes(packet).ok_or(ForwardError::Length { length })?;
+        let (answer, answered) = oneshot::channel();
+        self.command(Command::Forward { first, packet, answer })
+            .await
+            .map_err(|_| ForwardError::Shut)?;
+        answered.await.map_err(|_| ForwardError::Shut)?
+    }
+
+    async fn command(&self, command: Command) -> Result<(), SendError> {
+        self.commands.send(command).await.map_err(|_| SendError::Shut)
+    }
+}
+
+#[async_trait]
+impl Transport for HtxTransport {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Self::declared(self.is_lab)
+    }
+
+    fn reachable(&self) -> watch::Receiver<Arc<BTreeSet<String>>> {
+        self.reachable.clone()
+    }
+
+    async fn send(&self, target: &str, envelope: SignedEnvelope) -> Result<(), SendError> {
+        let size = envelope.as_bytes().len();
+        if size > MAX_ENVELOPE {
+            return Err(SendError::TooLarge { size, limit: MAX_ENVELOPE });
+        }
+        let (answer, answered) = oneshot::channel();
+        let target = target.to_owned();
+        self.command(Command::Send { target, message: envelope.into_bytes(), answer }).await?;
+        answered.await.map_err(|_| SendError::Shut)?
+    }
+
+    async fn receive(&self) -> Option<Vec<u8>> {
+        self.arrived.lock().await.recv().await
+    }
+
+    fn taken(&self, envelope: &[u8]) {
+        let _ = envelope;
+    }
+
+    fn status(&self) -> Status {
+        let figures = self.figures.borrow();
+        let is_connected = !self.reachable.borrow().is_empty();
+        Status {
+            is_available: !self.commands.is_closed(),
+            is_connected,
+            connection_quality: if is_connected { 1.0 } else { 0.0 },
+            envelopes_sent: figures.messages_sent,
+            envelopes_received: figures.messages_received,
+        }
+    }
+
+    async fn shutdown(&self) {
+        drop(self.command(Command::Stop).await);
+        let tasks = lock(&self.tasks).take();
+        if let Some(mut tasks) = tasks
+            && timeout(SHUTDOWN_GRACE, &mut tasks).await.is_err()
+        {
+            tasks.abort();
+        }
+    }
+}
+
+impl Drop for HtxTransport {
+    fn drop(&mut self) {
+        if let Some(tasks) = lock(&self.tasks).take() {
+            tasks.abort();
+        }
+    }
+}
+
+/// A node in figures.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct HtxFigures {
+    /// The epoch of the node's clock.
+    pub epoch: Epoch,
+    /// The number of the newest document, if there is any.
+    pub document: Option<u64>,
+    /// Relays in the active document.
+    pub relays: usize,
+    /// Gateways in the active document, each with at least one node.
+    pub gateways: usize,
+    /// Whether the active document has the node's own keys of this epoch, so that answers find back.
+    pub is_listed: bool,
+    /// Whether routes can be drawn without relaxing a rule, through three relays of two operators.
+    pub hides_senders: bool,
+    /// Links that are up.
+    pub links: usize,
+    /// Messages that the sender took charge of.
+    pub messages_sent: u64,
+    /// Of these, such as the receiving gateway has committed.
+    pub messages_committed: u64,
+    /// Of these, such as were given up: the outbox tries them again.
+    pub messages_failed: u64,
+    /// Messages that became whole and were handed to the gateway.
+    pub messages_received: u64,
+    /// Packets passed on for others.
+    pub packets_forwarded: u64,
+    /// Packets that ended here.
+    pub packets_delivered: u64,
+    /// Packets of own messages, repeated ones among them.
+    pub packets_sent: u64,
+    /// Packets refused: malformed, altered, for another key, replayed, or with no key.
+    pub packets_refused: u64,
+    /// Of these, such as were here before.
+    pub packets_replayed: u64,
+    /// Packets dropped as a queue or the replay cache was full, or as there was no link.
+    pub packets_dropped: u64,
+    /// Packets that are held for their delay.
+    pub packets_held: usize,
+}
+
+/// Why a client's packet was not passed on.
+#[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
+pub enum ForwardError {
+    /// Not the length of a packet.
+    #[error("{length} bytes are not the length of a packet: expected 2400 or 33120")]
+    Length {
+        /// How many there are.
+        length: usize,
+    },
+    /// Not a relay of ours.
+    #[error("{0} is not in the active document")]
+    UnknownRelay(RelayId),
+    /// Too much waits already.
+    #[error("{0} is out of reach or does not keep up")]
+    Busy(RelayId),
+    /// It has been shut down.
+    #[error("the transport is shut")]
+    Shut,
+}
+
+/// What the node's task is told.
+enum Command {
+    Send { target: String, message: Vec<u8>, answer: oneshot::Sender<Result<(), SendError>> },
+    Forward { first: RelayId, packet: Packet, answer: oneshot::Sender<Result<(), ForwardError>> },
+    Learn(Vec<u8>),
+    Introduce(Vec<u8>),
+    Certify(Certificate),
+    Stop,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const NAME: &str = "htx";
+const MAX_CONTENT: usize = 1024 * 1024;
+/// The largest content, and what a signed envelope may hold beside it.
+const MAX_ENVELOPE: usize = MAX_CONTENT + (limits::SIGNED - limits::CONTENT);
+const SHUTDOWN_GRACE: Duration = Duration::from_millis(1900);
