@@ -1,5 +1,7 @@
 //! What an operator can set: one structure, from flags or environment, read once.
 
+mod htx;
+
 use std::{
     collections::BTreeSet, ffi::OsString, iter, net::SocketAddr, path::PathBuf, time::Duration,
 };
@@ -8,6 +10,7 @@ use clap::{Args, Parser, ValueEnum};
 use fieldpost_envelope::GatewayId;
 use secrecy::SecretString;
 
+pub use self::htx::{Admitted, Country, HtxConfig, PaceChoice};
 use crate::transports;
 
 /// Options of `fieldpost serve`, by flag or environment.
@@ -34,8 +37,9 @@ pub struct Config {
     #[arg(long, env = "FIELDPOST_REGISTRATION", value_enum)]
     pub registration: Option<Registration>,
 
-    /// The transports to use, of those that this build has: `mesh`; or `none`.
-    #[arg(long, env = "FIELDPOST_TRANSPORTS", value_delimiter = ',', default_value = "mesh")]
+    /// The transports to use, of those that this build has: `htx`, which also needs `--directory`, and
+    /// `mesh`; or `none`.
+    #[arg(long, env = "FIELDPOST_TRANSPORTS", value_delimiter = ',', default_value = "htx,mesh")]
     transports: Vec<String>,
 
     /// Gateways to join that are not found by themselves, as they name their own address at start:
@@ -56,6 +60,10 @@ pub struct Config {
     /// Whether gateways on the local network are found, and find this one, by mDNS.
     #[arg(long, env = "FIELDPOST_MESH_DISCOVERY", value_enum, default_value = "on")]
     pub mesh_discovery: Switch,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its own definition, which clap shows")]
+    pub htx: HtxConfig,
 
     /// The order of choice where nothing else decides.
     #[arg(
@@ -122,8 +130,8 @@ pub struct Config {
     #[arg(long, env = "FIELDPOST_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
 
-    /// Folder for secrets that must not outlive a reboot; use a tmpfs. Nothing is kept there yet: the
-    /// part that needs it is not built.
+    /// Folder for secrets that must not outlive a reboot: the mixnet's keys of the current epochs. Use a
+    /// tmpfs. Default: they are kept in memory alone, and a restart begins with new ones.
     #[arg(long, env = "FIELDPOST_SECRETS_DIR")]
     pub secrets_dir: Option<PathBuf>,
 
@@ -315,7 +323,7 @@ impl Config {
         }
         for name in self.transports() {
             match name {
-                "ble" | "htx" => {
+                "ble" => {
                     return Err(format!(
                         "--transports {name}: this build does not have that transport yet"
                     ));
@@ -333,7 +341,7 @@ impl Config {
                 }
             }
         }
-        Ok(())
+        self.htx.validate(self.transports().any(|name| name == "htx"))
     }
 }
 

@@ -16,6 +16,7 @@ use crate::{
     config::Config,
     connectivity::Connectivity,
     http::limits::Limits,
+    mixnet::Mixnet,
     outbox::{Errands, Learned},
     readiness::Readiness,
     rosters::Rosters,
@@ -52,6 +53,8 @@ pub struct Shared {
     pub errands: Errands,
     /// The ways to other gateways.
     pub transports: Vec<Arc<dyn Transport>>,
+    /// This gateway's node of the mixnet.
+    pub mixnet: Mixnet,
     /// How these did lately.
     pub learned: Learned,
     /// Whether a way to the internet is there.

@@ -19,6 +19,7 @@ pub mod fetch;
 pub mod gateway;
 pub mod http;
 pub mod inbox;
+pub mod mixnet;
 pub mod outbox;
 pub mod presence;
 pub mod readiness;

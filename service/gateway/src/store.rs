@@ -33,6 +33,7 @@ pub mod identity;
 mod inbox;
 mod messages;
 mod mirrored;
+pub mod mixnet;
 pub mod names;
 mod node_keys;
 mod outbox;

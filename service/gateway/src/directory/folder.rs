@@ -211,6 +211,17 @@ impl Documents {
         documents
     }
 
+    /// Those that come after this number, oldest first; all, if there is none.
+    pub fn after(&self, number: Option<u64>) -> Vec<SignedDocument> {
+        let is_new = |file: &PathBuf| {
+            let name = file.file_stem().and_then(|name| name.to_str());
+            let it = name.and_then(|name| name.parse::<u64>().ok());
+            it.is_some_and(|it| number.is_none_or(|number| it > number))
+        };
+        let new = files(&self.path, DOCUMENT).into_iter().filter(is_new);
+        new.take(2 * KEPT).filter_map(|file| read_document(&file).ok()).collect()
+    }
+
     /// Keeps a document, and the newest eight of all.
     ///
     /// # Errors

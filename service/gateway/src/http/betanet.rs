@@ -1,13 +1,16 @@
 //! `/api/betanet`: the original's documented routes, and the five that its clients call.
 //!
-//! The HTX transport is not part of this version, and nothing here pretends that it is: no relay
-//! runs, health says `unavailable`, and what clients send reaches peers of this gateway alone, as
-//! `local`, with no anonymity.
+//! All figures are counted by this gateway's own node of the mixnet, or stand in the relay directory's
+//! active document. Where no node runs, health says `unavailable` and why, and what clients send reaches
+//! peers of this gateway alone, as `local`.
 
 mod clients;
 mod nodes;
+mod relays;
+mod send;
 
 use axum::extract::State;
+use fieldpost_transport::HtxFigures;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -23,6 +26,9 @@ use crate::{
     },
 };
 
+/// What one small packet is, in Mbit.
+const SMALL_PACKET_MBIT: f64 = 2_400.0 * 8.0 / 1e6;
+
 /// The routes of `/api/betanet`.
 pub fn routes() -> OpenApiRouter<Gateway> {
     OpenApiRouter::new()
@@ -30,11 +36,10 @@ pub fn routes() -> OpenApiRouter<Gateway> {
         .routes(routes!(status))
         .routes(routes!(deploy))
         .merge(nodes::routes())
+        .merge(relays::routes())
         .merge(clients::routes())
+        .merge(send::routes())
 }
-
-const NOT_BUILT: &str = "this version has no HTX transport: messages reach peers of this gateway \
-    only, and no relay can run";
 
 /// Whether the mixnet can be used.
 #[utoipa::path(
@@ -44,22 +49,49 @@ const NOT_BUILT: &str = "this version has no HTX transport: messages reach peers
     tag = "betanet",
     responses(
         (status = 200, description = "Whether it can", body = BetanetHealth, example = json!({
-            "status": "unavailable",
-            "message": "this version has no HTX transport: messages reach peers of this gateway only, and no relay can run",
-            "server_url": null, "server_reachable": false
+            "status": "healthy", "message": "3 relays, 2 links, document 4",
+            "server_url": "https://127.0.0.1:8443", "server_reachable": true
         })),
         (status = "4XX", description = "It cannot be told", body = Detail),
         (status = "5XX", description = "The gateway failed", body = Detail),
     ),
 )]
-pub(super) async fn health(caller: Caller) -> Result<axum::Json<BetanetHealth>, ApiError> {
+pub(super) async fn health(
+    State(gateway): State<Gateway>,
+    caller: Caller,
+) -> Result<axum::Json<BetanetHealth>, ApiError> {
     bitchat::viewer(&caller)?;
+    let (status, message) = judge(&gateway);
+    let own = gateway.mixnet.descriptor();
+    let own = own.as_ref().and_then(|descriptor| descriptor.verify().ok());
+    let address = own.and_then(|descriptor| descriptor.addresses.first().copied());
     Ok(axum::Json(BetanetHealth {
-        status: "unavailable",
-        message: NOT_BUILT,
-        server_url: None,
-        server_reachable: false,
+        status,
+        message,
+        server_url: address.map(|address| format!("https://{address}")),
+        server_reachable: address.is_some(),
     }))
+}
+
+/// How the mixnet is, in one word and in some.
+fn judge(gateway: &Gateway) -> (&'static str, String) {
+    let Some(figures) = gateway.mixnet.figures() else {
+        return ("unavailable", gateway.mixnet.reason().unwrap_or_default());
+    };
+    let Some(document) = figures.document else {
+        let message = "the node runs, and no document of the relay directory has come yet";
+        return ("degraded", message.to_owned());
+    };
+    let HtxFigures { relays, links, is_listed, .. } = figures;
+    let shown = format!("{relays} relays, {links} links, document {document}");
+    match (is_listed, links > 0) {
+        (true, true) => ("healthy", shown),
+        (false, _) => (
+            "degraded",
+            format!("{shown}; this node is not in the active document, so nothing finds it yet"),
+        ),
+        (true, false) => ("degraded", format!("{shown}; no other node is in reach")),
+    }
 }
 
 /// The mixnet in figures.
@@ -70,10 +102,14 @@ pub(super) async fn health(caller: Caller) -> Result<axum::Json<BetanetHealth>, 
     tag = "betanet",
     responses(
         (status = 200, description = "The figures", body = BetanetStatus, example = json!({
-            "status": "unavailable", "health": "unavailable",
-            "nodes": {"total": 2, "active": 0, "inactive": 2},
-            "network": {"latency": 0.0, "bandwidth": 0.0, "throughput": 0.0, "packetsProcessed": 0},
-            "mixnodes": [], "lastUpdated": "2026-11-23T09:00:00.000000+00:00"
+            "status": "healthy", "health": "healthy",
+            "nodes": {"total": 4, "active": 3, "inactive": 1},
+            "network": {"latency": 120.5, "bandwidth": 0.2, "throughput": 9.5, "packetsProcessed": 4200},
+            "mixnodes": [{
+                "id": "6f1c0a52c1a54ae9bd0d9f8c1f7a0a6e6f1c0a52c1a54ae9bd0d9f8c1f7a0a6e",
+                "status": "active", "address": "127.0.0.1:8443", "operator": "attic",
+                "packetsProcessed": 4200, "uptime": 86400.5
+            }], "lastUpdated": "2026-11-23T09:00:00.000000+00:00"
         })),
         (status = "4XX", description = "The figures cannot be shown", body = Detail),
         (status = "5XX", description = "The gateway failed", body = Detail),
@@ -84,18 +120,43 @@ pub(super) async fn status(
     caller: Caller,
 ) -> Result<axum::Json<BetanetStatus>, ApiError> {
     bitchat::viewer(&caller)?;
-    let total = gateway.store.node_count().await?;
+    let planned = gateway.store.node_count().await?;
+    let now = gateway.clock.now();
+    let (status, _) = judge(&gateway);
+    let mixnodes = relays::mixnodes(&gateway);
+    let running = mixnodes.iter().filter(|node| node.is_active()).count() as i64;
+    let total = planned + mixnodes.len() as i64;
+    let figures = gateway.mixnet.figures().unwrap_or_default();
+    let processed = figures.packets_forwarded + figures.packets_delivered;
+    let throughput = throughput(&gateway);
+    let latency = gateway.learned.overall(now, "htx").latency(now);
     Ok(axum::Json(BetanetStatus {
-        status: "unavailable",
-        health: "unavailable",
-        nodes: BetanetNodeCounts { total, active: 0, inactive: total },
-        network: BetanetNetwork::default(),
-        mixnodes: Vec::new(),
-        last_updated: mirrored_time(gateway.clock.now()),
+        status,
+        health: status,
+        nodes: BetanetNodeCounts { total, active: running, inactive: total - running },
+        network: BetanetNetwork {
+            latency: latency.map_or(0.0, |time| time.as_secs_f64() * 1_000.0),
+            bandwidth: throughput * SMALL_PACKET_MBIT,
+            throughput,
+            packets_processed: processed,
+        },
+        mixnodes,
+        last_updated: mirrored_time(now),
     }))
 }
 
-/// Start a relay: not possible in this version.
+/// Packets a second at this gateway's node, since it started.
+pub(super) fn throughput(gateway: &Gateway) -> f64 {
+    let figures = gateway.mixnet.figures().unwrap_or_default();
+    let processed = figures.packets_forwarded + figures.packets_delivered;
+    let uptime = gateway.clock.instant().saturating_duration_since(gateway.started_at);
+    processed as f64 / uptime.as_secs_f64().max(1.0)
+}
+
+/// Deploy this gateway's own relay.
+///
+/// A gateway that runs with `--relay` has it already, and its id is the answer. Whether one relays is
+/// the operator's word at start, not a caller's.
 #[utoipa::path(
     post,
     path = "/api/betanet/deploy",
@@ -103,34 +164,49 @@ pub(super) async fn status(
     tag = "betanet",
     request_body = BetanetDeploy,
     responses(
-        (status = "4XX", description = "No relay was started", body = Detail, example = json!({
-            "detail": "this version has no HTX transport: messages reach peers of this gateway only, and no relay can run"
+        (status = 200, description = "It runs", body = BetanetDeployed, example = json!({
+            "success": true, "status": "active",
+            "nodeId": "6f1c0a52c1a54ae9bd0d9f8c1f7a0a6e6f1c0a52c1a54ae9bd0d9f8c1f7a0a6e"
+        })),
+        (status = "4XX", description = "No relay runs here", body = Detail, example = json!({
+            "detail": "this gateway does not relay: its operator starts it with --relay"
         })),
         (status = "5XX", description = "The gateway failed", body = Detail),
     ),
 )]
 pub(super) async fn deploy(
+    State(gateway): State<Gateway>,
     caller: Caller,
     LenientJson(request): LenientJson<BetanetDeploy>,
-) -> Result<(), ApiError> {
+) -> Result<axum::Json<BetanetDeployed>, ApiError> {
     bitchat::viewer(&caller)?;
     fields::text("node_type", request.node_type, 1, 50)?;
     fields::text("region", request.region, 0, 50)?;
-    Err(ApiError::conflict(NOT_BUILT))
+    let Some(id) = gateway.mixnet.id() else {
+        return Err(ApiError::conflict(gateway.mixnet.reason().unwrap_or_default()));
+    };
+    if !gateway.config.htx.relay {
+        return Err(ApiError::conflict(
+            "this gateway does not relay: its operator starts it with --relay",
+        ));
+    }
+    let is_listed = gateway.mixnet.figures().is_some_and(|figures| figures.is_listed);
+    let status = if is_listed { "active" } else { "deploying" };
+    Ok(axum::Json(BetanetDeployed { success: true, node_id: id.to_string(), status }))
 }
 
 /// Whether the mixnet can be used.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct BetanetHealth {
-    /// `unavailable` while this gateway has no HTX transport.
+    /// `unavailable` while no node of the mixnet runs here, `degraded` while it is of no use yet.
     #[schema(pattern = "^(?:healthy|degraded|unavailable)$")]
     status: &'static str,
     /// In words.
-    message: &'static str,
-    /// A server beside the gateway; there is none.
+    message: String,
+    /// Where links to this gateway's node come in, if it listens.
     #[schema(required)]
     server_url: Option<String>,
-    /// Whether that can be reached.
+    /// Whether it listens.
     server_reachable: bool,
 }
 
@@ -145,15 +221,15 @@ pub(super) struct BetanetStatus {
     health: &'static str,
     nodes: BetanetNodeCounts,
     network: BetanetNetwork,
-    /// The relays that run.
-    mixnodes: Vec<BetanetMixnode>,
+    /// The relays of the active document.
+    mixnodes: Vec<relays::BetanetMixnode>,
     /// When this was measured.
     #[serde(rename = "lastUpdated")]
     #[schema(format = DateTime)]
     last_updated: String,
 }
 
-/// Relays of the inventory.
+/// Relays of the active document, and those of the inventory.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct BetanetNodeCounts {
     /// All of them.
@@ -170,13 +246,14 @@ pub(super) struct BetanetNodeCounts {
 /// What passed through the mixnet.
 #[derive(Debug, Default, Serialize, ToSchema)]
 pub(super) struct BetanetNetwork {
-    /// Of one packet on average, in milliseconds; 0 while there was none.
+    /// How long messages took lately until the recipient's gateway had them, in milliseconds; 0 while
+    /// nothing is known.
     latency: f64,
-    /// In Mbit/s.
+    /// In Mbit/s at this node since it started, as if all packets were small ones.
     bandwidth: f64,
-    /// In packets a second.
+    /// In packets a second at this node, since it started.
     throughput: f64,
-    /// Since the gateway started.
+    /// At this node, since the gateway started.
     #[serde(rename = "packetsProcessed")]
     #[schema(minimum = 0)]
     packets_processed: u64,
@@ -184,11 +261,15 @@ pub(super) struct BetanetNetwork {
 
 /// A relay that runs.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct BetanetMixnode {
+pub(super) struct BetanetDeployed {
+    /// Always true.
+    success: bool,
     /// Its id.
-    id: String,
-    /// `active`, `inactive` or `degraded`.
-    status: String,
+    #[serde(rename = "nodeId")]
+    node_id: String,
+    /// `active` when it is in the active document, else `deploying`.
+    #[schema(pattern = "^(?:active|deploying)$")]
+    status: &'static str,
 }
 
 /// What is to be started.

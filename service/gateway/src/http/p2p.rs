@@ -11,7 +11,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     Gateway,
     http::{
-        bitchat,
+        betanet, bitchat,
         caller::Caller,
         error::{ApiError, Detail},
         fields::mirrored_time,
@@ -63,7 +63,11 @@ pub(super) async fn stats(
             offline_peers: peers.total - peers.online,
             mesh_topology: (protocols.ble > 0).then_some("mesh"),
         },
-        betanet: P2pBetanet { htx_circuits: protocols.htx, online_nodes: 0, throughput: 0.0 },
+        betanet: P2pBetanet {
+            htx_circuits: protocols.htx,
+            online_nodes: gateway.mixnet.figures().map_or(0, |figures| figures.relays),
+            throughput: betanet::throughput(&gateway),
+        },
         unified: P2pUnified {
             total_peers: peers.total,
             protocol_distribution: protocols,

@@ -433,6 +433,7 @@ fn can_ever_carry(gateway: &Gateway, draft: &Draft, to: &PeerAddress) -> bool {
         let can = transport.capabilities();
         let required = draft.wishes.required.as_deref();
         required.is_none_or(|required| required == transport.name())
+            && gateway.mixnet.allows(transport.name())
             && can.supports_unicast
             && (to.gateway.is_some() || can.reaches_phones)
             && can.max_message_size >= draft.content.bytes.len()

@@ -116,7 +116,7 @@ fn ask(gateway: &Gateway, question: &Question<'_>, target: &str) -> Plan {
         .zip(&can)
         .map(|(transport, capabilities)| Candidate {
             name: transport.name(),
-            enabled: true,
+            enabled: gateway.mixnet.allows(transport.name()),
             capabilities,
             reach: match reaches(transport.as_ref(), question.recipient, target) {
                 true => Reach::Yes { over_internet: false },

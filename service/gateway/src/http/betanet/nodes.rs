@@ -1,14 +1,20 @@
-//! `/api/betanet/nodes`: what operators say of relays to come. Nothing here starts or watches one.
+//! `/api/betanet/nodes`: what operators say of relays to come, and the nodes of the active document.
+//!
+//! A node of the document is named by the first 16 bytes of its id, as a UUID. It is in the directory and
+//! not in the inventory, so it is neither changed nor deleted here.
 
 use axum::{extract::State, http::StatusCode};
+use fieldpost_envelope::Timestamp;
+use fieldpost_transport::htx::directory::{Descriptor, EpochClock, RelayId};
 use serde::{Deserialize, Serialize};
 use utoipa::{
     ToSchema,
     openapi::{Ref, RefOr, Schema, schema::AnyOfBuilder},
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
-use uuid::Uuid;
+use uuid::{Builder, Uuid};
 
+use super::relays;
 use crate::{
     Gateway,
     http::{
@@ -25,14 +31,14 @@ pub(super) fn routes() -> OpenApiRouter<Gateway> {
     OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(show, update, delete))
 }
 
-/// List the inventory of relays.
+/// List the nodes of the active document, then the inventory of relays to come.
 #[utoipa::path(
     get,
     path = "/api/betanet/nodes",
     operation_id = "betanetListNodes",
     tag = "betanet",
     responses(
-        (status = 200, description = "At most 1000, the oldest first", body = [BetanetNode]),
+        (status = 200, description = "The document's nodes, at most 1024, and at most 1000 of the inventory, the oldest first", body = [BetanetNode]),
         (status = "4XX", description = "The list cannot be given", body = Detail),
         (status = "5XX", description = "The gateway failed", body = Detail),
     ),
@@ -42,13 +48,14 @@ pub(super) async fn list(
     caller: Caller,
 ) -> Result<axum::Json<Vec<BetanetNode>>, ApiError> {
     bitchat::viewer(&caller)?;
-    let nodes = gateway.store.nodes().await?;
-    Ok(axum::Json(nodes.into_iter().map(BetanetNode::from).collect()))
+    let planned = gateway.store.nodes().await?;
+    let all = running(&gateway).into_iter().chain(planned.into_iter().map(BetanetNode::from));
+    Ok(axum::Json(all.collect()))
 }
 
 /// Enter a relay in the inventory.
 ///
-/// It starts nothing: this version has no HTX transport.
+/// It starts nothing: a relay is started by its operator, with `--relay`.
 #[utoipa::path(
     post,
     path = "/api/betanet/nodes",
@@ -92,7 +99,11 @@ pub(super) async fn show(
     Path(node_id): Path<String>,
 ) -> Result<axum::Json<BetanetNode>, ApiError> {
     bitchat::viewer(&caller)?;
-    let node = gateway.store.node(known_node(&node_id)?).await?;
+    let id = known_node(&node_id)?;
+    if let Some(node) = running(&gateway).into_iter().find(|node| node.id == id) {
+        return Ok(axum::Json(node));
+    }
+    let node = gateway.store.node(id).await?;
     node.map(|node| axum::Json(node.into())).ok_or_else(|| no_such_node(&node_id))
 }
 
@@ -119,7 +130,9 @@ pub(super) async fn update(
     LenientJson(request): LenientJson<BetanetUpdateNode>,
 ) -> Result<axum::Json<BetanetNode>, ApiError> {
     bitchat::viewer(&caller)?;
-    let node = gateway.store.update_node(known_node(&node_id)?, &request.into_change()?).await?;
+    let (id, change) = (known_node(&node_id)?, request.into_change()?);
+    refuse_running(&gateway, id)?;
+    let node = gateway.store.update_node(id, &change).await?;
     node.map(|node| axum::Json(node.into())).ok_or_else(|| no_such_node(&node_id))
 }
 
@@ -142,9 +155,56 @@ pub(super) async fn delete(
     Path(node_id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     bitchat::viewer(&caller)?;
-    match gateway.store.delete_node(known_node(&node_id)?).await? {
+    let id = known_node(&node_id)?;
+    refuse_running(&gateway, id)?;
+    match gateway.store.delete_node(id).await? {
         true => Ok(StatusCode::NO_CONTENT),
         false => Err(no_such_node(&node_id)),
+    }
+}
+
+/// The nodes of the active document.
+fn running(gateway: &Gateway) -> Vec<BetanetNode> {
+    let (Some(active), Some(figures)) = (gateway.mixnet.active(), gateway.mixnet.figures()) else {
+        return Vec::new();
+    };
+    let epochs = gateway.mixnet.epochs().unwrap_or(EpochClock::HOUR);
+    let own = gateway.mixnet.id();
+    let time = |time: Timestamp| mirrored_time(time.into());
+    let document = active.document();
+    let node = |descriptor: &Descriptor| {
+        let id = descriptor.id();
+        let is_own = Some(id) == own;
+        let own = |figure: u64| if is_own { figure } else { 0 };
+        let has_keys = descriptor.keys_of(figures.epoch).is_some();
+        BetanetNode {
+            id: uuid_of(&id),
+            node_type: if descriptor.relays { "mixnode" } else { "gateway" }.to_owned(),
+            region: relays::country(descriptor),
+            name: Some(descriptor.operator.clone()),
+            status: if has_keys { "active" } else { "inactive" }.to_owned(),
+            packets_processed: own(figures.packets_forwarded + figures.packets_delivered),
+            packets_forwarded: own(figures.packets_forwarded),
+            packets_dropped: own(figures.packets_dropped + figures.packets_refused),
+            avg_latency_ms: 0.0,
+            created_at: time(document.frozen_at),
+            last_heartbeat: Some(time(epochs.start(descriptor.epoch))),
+        }
+    };
+    document.relays().iter().map(|relay| node(relay.descriptor())).collect()
+}
+
+fn uuid_of(relay: &RelayId) -> Uuid {
+    let (first, _) = relay.as_bytes().split_first_chunk().unwrap_or((&[0; 16], &[]));
+    Builder::from_custom_bytes(*first).into_uuid()
+}
+
+fn refuse_running(gateway: &Gateway, id: Uuid) -> Result<(), ApiError> {
+    match running(gateway).iter().any(|node| node.id == id) {
+        true => Err(ApiError::conflict(
+            "the node is in the relay directory, not in the inventory: its operator stops it",
+        )),
+        false => Ok(()),
     }
 }
 
@@ -288,7 +348,8 @@ fn name(text: Option<String>) -> Result<Option<String>, ApiError> {
     text.map(|text| fields::text("name", text, 0, 255)).transpose()
 }
 
-/// A relay of the inventory. Its figures are those of this gateway, which has seen none run.
+/// A relay of the inventory, or a node of the active document. Packets are those that this gateway
+/// counted, so they are 0 but for its own node.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({
     "id": "7c9e6679-7425-40de-944b-e07fc1f90ae7", "node_type": "mixnode", "region": "us-east",
@@ -307,7 +368,7 @@ pub(super) struct BetanetNode {
     /// What people call it.
     #[schema(required)]
     name: Option<String>,
-    /// As the operator set it; whether it runs, `last_heartbeat` tells.
+    /// In the inventory, as the operator set it; of the document, `active` with keys for this epoch.
     status: String,
     /// Packets it took.
     #[schema(minimum = 0)]
@@ -318,13 +379,13 @@ pub(super) struct BetanetNode {
     /// Packets it dropped.
     #[schema(minimum = 0)]
     packets_dropped: u64,
-    /// How long it kept one, in milliseconds; 0 while there was none.
+    /// How long it kept one, in milliseconds; 0, as that is not counted.
     #[schema(minimum = 0)]
     avg_latency_ms: f64,
-    /// When it was entered.
+    /// When it was entered, or its document was made.
     #[schema(format = DateTime)]
     created_at: String,
-    /// When it was last heard; null while it never was.
+    /// Since when its newest keys in the document are good; null for the inventory.
     #[schema(required, format = DateTime)]
     last_heartbeat: Option<String>,
 }

@@ -1,0 +1,375 @@
+//! The `htx` transport of a replica: its node key under a lease, its options, and what passes between it
+//! and the relay directory in a folder, on disk and in the database.
+
+use std::{fmt::Display, path::PathBuf, sync::Arc, time::Duration};
+
+use chrono::TimeDelta;
+use ed25519_dalek::SigningKey;
+use fieldpost_transport::{
+    HtxOptions, HtxTransport,
+    htx::{
+        Decoy, HtxTls,
+        directory::{Admission, Certificate, SignedDocument},
+    },
+};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use tokio::{task::spawn_blocking, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::{HTX, LateTransport};
+use crate::{
+    Gateway,
+    config::{Admitted, HtxConfig},
+    directory::{self, Documents, Folder, LOOK_AGAIN, Outcome, Round},
+    embedded,
+    store::NODE_KEY_LEASE,
+};
+
+/// Between two attempts to start, at first and at last.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// How long a certificate holds; the network takes none of more than a day, and clocks differ.
+const CERTIFICATE_LIFETIME: TimeDelta = TimeDelta::hours(23);
+
+/// Starts it as soon as that can be done, if there is a directory, and keeps its key, certificate and
+/// documents, until `stop`.
+///
+/// `alone` says that no other replica can run on the database.
+pub(super) async fn keep(
+    gateway: Gateway,
+    late: Arc<LateTransport>,
+    alone: bool,
+    stop: CancellationToken,
+) {
+    if let Some(path) = gateway.config.htx.directory.clone()
+        && let Some(node) = stop.run_until_cancelled(start(&gateway, path, alone)).await
+    {
+        let Node { htx, key, folder, cache } = node;
+        gateway.mixnet.runs(htx.clone(), folder.authority().clock());
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = late.run(htx.clone()) => {}
+            () = renew(&gateway, &htx, &key) => {}
+            () = keep_documents(&gateway, &htx, &folder, &cache) => {}
+            () = exchange(&gateway, &htx, &folder) => {}
+        }
+        stop.cancelled().await;
+        let now = gateway.clock.now();
+        if let Err(error) = gateway.store.release_node_keys(now, gateway.replica).await {
+            tracing::debug!(%error, "the node key is held until its lease ends");
+        }
+    } else {
+        stop.cancelled().await;
+    }
+}
+
+/// A node that runs.
+struct Node {
+    htx: Arc<HtxTransport>,
+    key: SigningKey,
+    folder: Folder,
+    cache: Documents,
+}
+
+async fn start(gateway: &Gateway, path: PathBuf, alone: bool) -> Node {
+    let mut pause = FIRST_PAUSE;
+    let mut said = String::new();
+    loop {
+        gateway.readiness.until_ready().await;
+        match try_start(gateway, &path, alone).await {
+            Ok(node) => return node,
+            Err(error) => {
+                // Once for each reason: a folder may be long in coming.
+                if error != said {
+                    tracing::warn!(transport.name = HTX, "{error}; trying again");
+                    gateway.mixnet.is_delayed(error.clone());
+                    said = error;
+                }
+            }
+        }
+        sleep(pause).await;
+        pause = (2 * pause).min(LONGEST_PAUSE);
+    }
+}
+
+async fn try_start(gateway: &Gateway, path: &PathBuf, alone: bool) -> Result<Node, String> {
+    let says = |error: &dyn Display| format!("the transport htx does not start: {error:#}");
+    let folder = Folder::open(path).map_err(|error| format!("{}", says(&format!("{error:#}"))))?;
+    // A key that is none is found out before the node runs.
+    directory_keys(&gateway.config.htx, &folder).map_err(|error| says(&format!("{error:#}")))?;
+    let now = gateway.clock.now();
+    let key = gateway
+        .store
+        .hold_node_key(now, HTX, gateway.replica, alone)
+        .await
+        .map_err(|error| says(&error))?;
+    let certificate = certify(gateway, &key)?;
+    let network = folder.authority().id();
+    let cache = Documents::at(cache_folder(gateway, network).map_err(|error| says(&error))?);
+    let kept = gateway.store.mixnet_documents(network).await.map_err(|error| says(&error))?;
+    let documents = newest_run([folder.documents().load(), cache.load(), kept].concat());
+    let options = options(gateway, &folder, &documents).map_err(|error| says(&error))?;
+    let clock = gateway.clock.clone();
+    let clock = Arc::new(move || clock.now().into());
+    let htx = HtxTransport::start(options, key.clone(), Some(certificate), clock)
+        .await
+        .map_err(|error| says(&error))?;
+    let addresses = htx.descriptor().borrow().verify().map(|it| it.addresses.clone());
+    tracing::info!(
+        relay.id = %htx.id(),
+        relay.relays = gateway.config.htx.relay,
+        relay.addresses = ?addresses.unwrap_or_default(),
+        "the node of the mixnet runs"
+    );
+    Ok(Node { htx, key, folder, cache })
+}
+
+fn options(
+    gateway: &Gateway,
+    folder: &Folder,
+    documents: &[SignedDocument],
+) -> Result<HtxOptions, String> {
+    let config = &gateway.config.htx;
+    let decoy = match &config.decoy {
+        Some(folder) => Decoy::folder(folder)
+            .map_err(|error| format!("--decoy {}: {error}", folder.display()))?,
+        None => Decoy::built_in(&config.relay_name),
+    };
+    let operator = match &config.operator {
+        Some(operator) => operator.clone(),
+        None => gateway.store.identity().map_err(|error| error.to_string())?.gateway_id.to_string(),
+    };
+    Ok(HtxOptions {
+        listen: config.listen(),
+        advertise: config.relay_advertise.clone(),
+        server_name: config.relay_name.clone(),
+        tls: tls(config)?,
+        decoy,
+        relays: config.relay,
+        operator,
+        autonomous_system: config.relay_as,
+        country: config.relay_country.map(|country| country.0),
+        capacity: if config.relay { config.relay_capacity } else { 0 },
+        through: Vec::new(),
+        max_hops: usize::from(config.max_hops),
+        pace: config.pace(),
+        lab: config.lab,
+        secrets_dir: gateway.config.secrets_dir.clone(),
+        authority: folder.authority().clone(),
+        documents: documents.iter().map(SignedDocument::to_bytes).collect(),
+    })
+}
+
+fn tls(config: &HtxConfig) -> Result<Option<HtxTls>, String> {
+    let (Some(certificate), Some(key)) = (&config.relay_cert, &config.relay_key) else {
+        return Ok(None);
+    };
+    let certificates: Vec<_> = CertificateDer::pem_file_iter(certificate)
+        .and_then(Iterator::collect)
+        .map_err(|error| format!("--relay-cert {}: {error}", certificate.display()))?;
+    if certificates.is_empty() {
+        return Err(format!("--relay-cert {} holds no certificate in PEM", certificate.display()));
+    }
+    let key = PrivateKeyDer::from_pem_file(key)
+        .map_err(|error| format!("--relay-key {}: {error}", key.display()))?;
+    Ok(Some(HtxTls { certificates, key }))
+}
+
+fn certify(gateway: &Gateway, key: &SigningKey) -> Result<Certificate, String> {
+    let identity = gateway.store.identity().map_err(|error| error.to_string())?;
+    let not_after = (gateway.clock.now() + CERTIFICATE_LIFETIME).into();
+    Ok(Certificate::issue(&identity.signing_key, &key.verifying_key(), not_after))
+}
+
+/// The newest documents of all that follow each other without a gap, oldest first.
+fn newest_run(mut all: Vec<SignedDocument>) -> Vec<SignedDocument> {
+    all.sort_by_key(|document| document.document().number);
+    let mut run: Vec<SignedDocument> = Vec::new();
+    for document in all {
+        let follows = run.last().is_some_and(|last| {
+            document.document().predecessor == Some(last.digest())
+                && document.document().number == last.document().number + 1
+        });
+        let is_copy = run.last().is_some_and(|last| last.digest() == document.digest());
+        if is_copy {
+            continue;
+        }
+        if !follows {
+            run.clear();
+        }
+        run.push(document);
+    }
+    run.drain(..run.len().saturating_sub(8));
+    run
+}
+
+fn directory_keys(config: &HtxConfig, folder: &Folder) -> anyhow::Result<Vec<SigningKey>> {
+    match config.directory_key.as_slice() {
+        [] => Ok(Vec::new()),
+        files => directory::keys(folder, files),
+    }
+}
+
+/// Where documents are cached, beside the embedded database or where that would be.
+fn cache_folder(gateway: &Gateway, network: [u8; 32]) -> anyhow::Result<PathBuf> {
+    let data_dir = match &gateway.config.database.data_dir {
+        Some(folder) => folder.clone(),
+        None => embedded::default_data_dir()?,
+    };
+    let name = data_encoding::HEXLOWER.encode(&network[..16]);
+    Ok(data_dir.join("mixnet").join(name))
+}
+
+/// Renews the lease on the node key, and now and then the certificate, for ever.
+async fn renew(gateway: &Gateway, htx: &HtxTransport, key: &SigningKey) {
+    let mut certified_at = gateway.clock.now();
+    loop {
+        sleep(NODE_KEY_LEASE / 3).await;
+        let now = gateway.clock.now();
+        match gateway.store.renew_node_keys(now, gateway.replica, 1).await {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!(
+                "another replica took over this one's node key while the database was away; \
+                 restart this one"
+            ),
+            Err(error) => tracing::debug!(%error, "the lease on the node key was not renewed"),
+        }
+        if now - certified_at < CERTIFICATE_LIFETIME / 2 {
+            continue;
+        }
+        match certify(gateway, key) {
+            Ok(certificate) => {
+                if htx.certify(certificate).await.is_ok() {
+                    certified_at = now;
+                }
+            }
+            Err(error) => tracing::warn!(error, "the node's certificate was not renewed"),
+        }
+    }
+}
+
+/// Keeps what the node believes, on disk and in the database, until the node has shut.
+async fn keep_documents(gateway: &Gateway, htx: &HtxTransport, folder: &Folder, cache: &Documents) {
+    let network = folder.authority().id();
+    let mut documents = htx.documents();
+    let mut unkept = true;
+    loop {
+        if unkept {
+            let believed = documents.borrow_and_update().clone();
+            let (cache, for_disk) = (cache.clone(), believed.clone());
+            let kept = spawn_blocking(move || {
+                for_disk.iter().try_for_each(|document| cache.keep(document).map(drop))
+            });
+            if let Ok(Err(error)) = kept.await {
+                tracing::warn!("a document of the relay directory was not cached: {error:#}");
+            }
+            match gateway.store.keep_mixnet_documents(network, &believed).await {
+                Ok(()) => unkept = false,
+                // The database is away; the cache on disk does.
+                Err(error) => tracing::debug!(%error, "documents are not in the database yet"),
+            }
+        }
+        tokio::select! {
+            changed = documents.changed() => match changed {
+                Ok(()) => unkept = true,
+                Err(_) => return std::future::pending().await,
+            },
+            () = sleep(LONGEST_PAUSE), if unkept => {}
+        }
+    }
+}
+
+/// Puts the node's descriptor into the directory's folder, takes the documents that come there, and,
+/// with keys of signers, signs what is due.
+async fn exchange(gateway: &Gateway, htx: &HtxTransport, folder: &Folder) {
+    let config = &gateway.config.htx;
+    let admission = match config.lab || config.directory_admit.contains(&Admitted::Anyone) {
+        true => Admission::Anybody,
+        false => Admission::Named,
+    };
+    let keys = directory_keys(config, folder).unwrap_or_default();
+    let mut round = (!keys.is_empty()).then(|| {
+        let mut round = Round::new(folder.clone(), keys, admission);
+        for admitted in &config.directory_admit {
+            if let Admitted::Relay(relay) = admitted {
+                round.name(*relay);
+            }
+        }
+        round
+    });
+    let mut descriptor = htx.descriptor();
+    let mut told = None;
+    loop {
+        let own = descriptor.borrow_and_update().clone();
+        if told.as_ref() != Some(&own) {
+            // A copy of the folder may be one that only its owner writes to.
+            match folder.put_descriptor(&own) {
+                Ok(()) => {}
+                Err(error) => tracing::debug!("the descriptor goes over links alone: {error:#}"),
+            }
+            told = Some(own);
+        }
+        let believed = htx.documents().borrow().clone();
+        let newest = believed.last().map(|document| document.document().number);
+        let mut news = folder.documents().after(newest);
+        if let Some(signing) = round.take() {
+            let heard = htx.descriptors().borrow().clone();
+            let (signing, signed) =
+                sign(signing, gateway.clock.now().into(), believed, heard).await;
+            round = signing;
+            news.extend(signed);
+        }
+        for document in news {
+            if htx.learn(document.to_bytes()).await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+        sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// One step of a signer, off the threads that serve.
+async fn sign(
+    mut round: Round,
+    now: fieldpost_envelope::Timestamp,
+    believed: Arc<Vec<SignedDocument>>,
+    heard: Arc<Vec<fieldpost_transport::htx::directory::SignedDescriptor>>,
+) -> (Option<Round>, Vec<SignedDocument>) {
+    let step = spawn_blocking(move || {
+        let outcomes = round.step(now, &believed, &heard);
+        (round, outcomes)
+    });
+    match step.await {
+        Ok((round, Ok(outcomes))) => {
+            let mut signed = Vec::new();
+            for outcome in outcomes {
+                match outcome {
+                    Outcome::Signed(document) => {
+                        let it = document.document();
+                        tracing::info!(
+                            document.number = it.number,
+                            document.epoch = it.epoch,
+                            document.nodes = it.relays().len(),
+                            "signed a document of the relay directory"
+                        );
+                        signed.push(*document);
+                    }
+                    Outcome::Proposed(document) => tracing::debug!(
+                        document.number = document.document().number,
+                        "a document waits for the other signers"
+                    ),
+                    Outcome::NoDescriptors => {}
+                }
+            }
+            (Some(round), signed)
+        }
+        Ok((round, Err(error))) => {
+            tracing::warn!("no document was signed: {error:#}");
+            (Some(round), Vec::new())
+        }
+        Err(error) => {
+            tracing::error!(%error, "signing has ended");
+            (None, Vec::new())
+        }
+    }
+}
