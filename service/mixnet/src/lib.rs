@@ -6,6 +6,7 @@
 //! clock or makes its own randomness: the same seed and the same events give the same actions.
 
 pub mod acknowledge;
+pub mod client;
 pub mod delay;
 pub mod directory;
 pub mod fragment;

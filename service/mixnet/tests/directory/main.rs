@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+mod clients;
 mod descriptors;
 mod documents;
 mod drafts;
