@@ -25,7 +25,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 
-pub use fieldpost_mixnet::{client, delay::Pace, directory};
+pub use fieldpost_mixnet::{client, delay::Pace, directory, htx as core};
 
 pub use self::{
     decoy::{Decoy, DecoyError},

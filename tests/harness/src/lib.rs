@@ -9,6 +9,7 @@ pub mod client;
 pub mod failover;
 pub mod federation;
 pub mod history;
+pub mod lab;
 pub mod load;
 pub mod namespace;
 pub mod postgres;

@@ -42,11 +42,13 @@ pub struct Shape {
     pub pause: Duration,
     /// The longest content, in bytes.
     pub content: usize,
+    /// The least level of every message.
+    pub level: u8,
 }
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { peers: 12, pause: Duration::from_millis(20), content: 400 }
+        Self { peers: 12, pause: Duration::from_millis(20), content: 400, level: 0 }
     }
 }
 
@@ -57,6 +59,8 @@ pub struct Load {
     clients: Vec<Client>,
     /// The address of the group of all, where there is one.
     group: Option<String>,
+    /// By which gateway each peer is called, where bare names do not lead there.
+    addresses: Arc<BTreeMap<String, String>>,
     senders: JoinSet<()>,
     listeners: JoinSet<()>,
     stop_sending: watch::Sender<bool>,
@@ -90,7 +94,7 @@ impl Load {
     pub async fn start(client: &Client, shape: Shape, seed: u64) -> Self {
         let clients = register(std::slice::from_ref(client), shape).await;
         let group = create_group(&clients).await;
-        Self::set_up(clients, Some(group), shape, seed)
+        Self::set_up(clients, Some(group), BTreeMap::new(), shape, seed)
     }
 
     /// Registers the peers at the gateways of `homes` in turn. Everybody calls the others by their
@@ -101,14 +105,32 @@ impl Load {
 
     /// Sets peers of several gateways to work, once each gateway knows the names of the others.
     pub fn start_across(clients: Vec<Client>, shape: Shape, seed: u64) -> Self {
-        Self::set_up(clients, None, shape, seed)
+        Self::set_up(clients, None, BTreeMap::new(), shape, seed)
     }
 
-    fn set_up(clients: Vec<Client>, group: Option<String>, shape: Shape, seed: u64) -> Self {
+    /// Sets peers of several gateways to work that tell each other no names: everybody is called by
+    /// `addresses`.
+    pub fn start_among(
+        clients: Vec<Client>,
+        addresses: BTreeMap<String, String>,
+        shape: Shape,
+        seed: u64,
+    ) -> Self {
+        Self::set_up(clients, None, addresses, shape, seed)
+    }
+
+    fn set_up(
+        clients: Vec<Client>,
+        group: Option<String>,
+        addresses: BTreeMap<String, String>,
+        shape: Shape,
+        seed: u64,
+    ) -> Self {
         let mut load = Self {
             recorder: Recorder::default(),
             clients,
             group,
+            addresses: Arc::new(addresses),
             senders: JoinSet::new(),
             listeners: JoinSet::new(),
             stop_sending: watch::Sender::new(false),
@@ -149,6 +171,7 @@ impl Load {
         Worker {
             client: self.clients[number].clone(),
             group: self.group.clone(),
+            addresses: self.addresses.clone(),
             recorder: self.recorder.clone(),
             tally: self.tally.clone(),
             rng: StdRng::seed_from_u64(seed ^ (task << 32) ^ number as u64),
@@ -378,6 +401,7 @@ async fn report(client: &Client, recorder: &Recorder, message: Uuid, deadline: I
 struct Worker {
     client: Client,
     group: Option<String>,
+    addresses: Arc<BTreeMap<String, String>>,
     recorder: Recorder,
     tally: Arc<Tally>,
     rng: StdRng,
@@ -390,7 +414,7 @@ impl Worker {
             let draft = self.draft(&peers, shape);
             loop {
                 let invoked = self.recorder.now();
-                let answer = self.client.send(&draft).await;
+                let answer = self.client.send(&self.addressed(&draft)).await;
                 self.record_send(&draft, &peers, invoked, answer.as_ref().map(drop));
                 if answer.is_ok() || self.gives_up(&answer.map(drop)) {
                     break;
@@ -407,7 +431,8 @@ impl Worker {
             let draft = self.draft(&peers, shape);
             loop {
                 let invoked = self.recorder.now();
-                let answer = self.send_once(&mut socket, &draft).await;
+                let addressed = self.addressed(&draft);
+                let answer = self.send_once(&mut socket, &addressed).await;
                 if answer.is_err() {
                     socket = None;
                 }
@@ -468,9 +493,16 @@ impl Worker {
             content,
             message_id: Some(message_id),
             priority,
+            min_anonymity: (shape.level > 0).then_some(shape.level),
             ttl: Some(TTL),
             ..Draft::default()
         }
+    }
+
+    /// The draft as it is sent: to the address that its recipient is called by.
+    fn addressed(&self, draft: &Draft) -> Draft {
+        let to = self.addresses.get(&draft.to).unwrap_or(&draft.to).clone();
+        Draft { to, ..draft.clone() }
     }
 
     fn record_send(

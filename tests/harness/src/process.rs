@@ -383,7 +383,7 @@ fn write_master_key(folder: &Path) {
 
 /// A port that nobody listens on. It lies below those that the system gives to outgoing
 /// connections, so that none of these takes it while a gateway is down.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     const LOWEST: u16 = 10_000;
     const COUNT: u16 = 20_000;
@@ -405,7 +405,7 @@ pub(crate) fn reqwest_client(timeout: Duration) -> reqwest::Client {
 }
 
 /// The program: `FIELDPOST_BIN` if it is set, else built from these sources, beside this test.
-fn binary() -> &'static Path {
+pub(crate) fn binary() -> &'static Path {
     static BINARY: LazyLock<PathBuf> = LazyLock::new(|| match env::var_os("FIELDPOST_BIN") {
         Some(path) => path.into(),
         None => build(),
