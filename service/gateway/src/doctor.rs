@@ -5,6 +5,7 @@
 
 mod database;
 mod machine;
+mod mixnet;
 mod network;
 
 use std::io::{self, Write};
@@ -82,10 +83,7 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
     findings.extend(database::examine(&config.database).await);
     findings.extend(network::examine(config).await);
     findings.push(trust(config));
-    findings.push(Finding::info(
-        "relays",
-        "this build has no relays yet: neither its own nor a list of others",
-    ));
+    findings.extend(mixnet::examine(config));
     findings
 }
 

@@ -32,6 +32,14 @@ pub const ATTEMPTS_TOTAL: &str = "fieldpost_attempts_total";
 pub const RECEIPTS_SENT_TOTAL: &str = "fieldpost_receipts_sent_total";
 /// What came over transports, by `transport` and `outcome`.
 pub const ENVELOPES_RECEIVED_TOTAL: &str = "fieldpost_envelopes_received_total";
+/// Packets of the mixnet that were here, by `fate`.
+pub const MIXNET_PACKETS_TOTAL: &str = "fieldpost_mixnet_packets_total";
+/// Links of the mixnet that are up.
+pub const MIXNET_LINKS: &str = "fieldpost_mixnet_links";
+/// Relays in the relay directory's active document.
+pub const MIXNET_RELAYS: &str = "fieldpost_mixnet_relays";
+/// 1 while that document has this node's keys, else 0.
+pub const MIXNET_LISTED: &str = "fieldpost_mixnet_listed";
 /// Rosters of other gateways that came, by `transport` and `outcome`.
 pub const ROSTERS_RECEIVED_TOTAL: &str = "fieldpost_rosters_received_total";
 /// Peers in our own roster.
@@ -116,6 +124,10 @@ fn describe() {
     describe_counter!(ATTEMPTS_TOTAL, Unit::Count, "Attempts to send a message elsewhere");
     describe_counter!(RECEIPTS_SENT_TOTAL, Unit::Count, "Receipts handed to transports");
     describe_counter!(ENVELOPES_RECEIVED_TOTAL, Unit::Count, "What came over transports");
+    describe_counter!(MIXNET_PACKETS_TOTAL, Unit::Count, "Packets of the mixnet, by fate");
+    describe_gauge!(MIXNET_LINKS, Unit::Count, "Links of the mixnet that are up");
+    describe_gauge!(MIXNET_RELAYS, Unit::Count, "Relays in the directory's active document");
+    describe_gauge!(MIXNET_LISTED, Unit::Count, "1 while that document has this node's keys");
     describe_counter!(ROSTERS_RECEIVED_TOTAL, Unit::Count, "Rosters of other gateways that came");
     describe_gauge!(ROSTER_PEERS, Unit::Count, "Peers in our own roster");
     describe_counter!(DELIVERIES_EXPIRED_TOTAL, Unit::Count, "Deliveries whose time was over");

@@ -1,15 +1,21 @@
 //! The `htx` transport of a replica: its node key under a lease, its options, and what passes between it
 //! and the relay directory in a folder, on disk and in the database.
 
-use std::{fmt::Display, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt::Display,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use chrono::TimeDelta;
 use ed25519_dalek::SigningKey;
+use fieldpost_envelope::Timestamp;
 use fieldpost_transport::{
     HtxOptions, HtxTransport,
     htx::{
         Decoy, HtxTls,
-        directory::{Admission, Certificate, SignedDocument},
+        directory::{Admission, Certificate, SignedDescriptor, SignedDocument},
     },
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
@@ -23,11 +29,14 @@ use crate::{
     directory::{self, Documents, Folder, LOOK_AGAIN, Outcome, Round},
     embedded,
     store::NODE_KEY_LEASE,
+    telemetry::metrics as names,
 };
 
 /// Between two attempts to start, at first and at last.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Between two looks at the node's figures.
+const FIGURES_PAUSE: Duration = Duration::from_secs(5);
 /// How long a certificate holds; the network takes none of more than a day, and clocks differ.
 const CERTIFICATE_LIFETIME: TimeDelta = TimeDelta::hours(23);
 
@@ -52,6 +61,7 @@ pub(super) async fn keep(
             () = renew(&gateway, &htx, &key) => {}
             () = keep_documents(&gateway, &htx, &folder, &cache) => {}
             () = exchange(&gateway, &htx, &folder) => {}
+            () = count(&htx) => {}
         }
         stop.cancelled().await;
         let now = gateway.clock.now();
@@ -92,9 +102,9 @@ async fn start(gateway: &Gateway, path: PathBuf, alone: bool) -> Node {
     }
 }
 
-async fn try_start(gateway: &Gateway, path: &PathBuf, alone: bool) -> Result<Node, String> {
+async fn try_start(gateway: &Gateway, path: &Path, alone: bool) -> Result<Node, String> {
     let says = |error: &dyn Display| format!("the transport htx does not start: {error:#}");
-    let folder = Folder::open(path).map_err(|error| format!("{}", says(&format!("{error:#}"))))?;
+    let folder = Folder::open(path).map_err(|error| says(&format!("{error:#}")))?;
     // A key that is none is found out before the node runs.
     directory_keys(&gateway.config.htx, &folder).map_err(|error| says(&format!("{error:#}")))?;
     let now = gateway.clock.now();
@@ -248,6 +258,26 @@ async fn renew(gateway: &Gateway, htx: &HtxTransport, key: &SigningKey) {
     }
 }
 
+/// Shows the node's figures among the metrics, for ever.
+async fn count(htx: &HtxTransport) {
+    loop {
+        let figures = htx.figures();
+        for (fate, packets) in [
+            ("forwarded", figures.packets_forwarded),
+            ("delivered", figures.packets_delivered),
+            ("sent", figures.packets_sent),
+            ("refused", figures.packets_refused),
+            ("dropped", figures.packets_dropped),
+        ] {
+            metrics::counter!(names::MIXNET_PACKETS_TOTAL, "fate" => fate).absolute(packets);
+        }
+        metrics::gauge!(names::MIXNET_LINKS).set(figures.links as f64);
+        metrics::gauge!(names::MIXNET_RELAYS).set(figures.relays as f64);
+        metrics::gauge!(names::MIXNET_LISTED).set(if figures.is_listed { 1.0 } else { 0.0 });
+        sleep(FIGURES_PAUSE).await;
+    }
+}
+
 /// Keeps what the node believes, on disk and in the database, until the node has shut.
 async fn keep_documents(gateway: &Gateway, htx: &HtxTransport, folder: &Folder, cache: &Documents) {
     let network = folder.authority().id();
@@ -331,9 +361,9 @@ async fn exchange(gateway: &Gateway, htx: &HtxTransport, folder: &Folder) {
 /// One step of a signer, off the threads that serve.
 async fn sign(
     mut round: Round,
-    now: fieldpost_envelope::Timestamp,
+    now: Timestamp,
     believed: Arc<Vec<SignedDocument>>,
-    heard: Arc<Vec<fieldpost_transport::htx::directory::SignedDescriptor>>,
+    heard: Arc<Vec<SignedDescriptor>>,
 ) -> (Option<Round>, Vec<SignedDocument>) {
     let step = spawn_blocking(move || {
         let outcomes = round.step(now, &believed, &heard);
