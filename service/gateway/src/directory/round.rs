@@ -169,12 +169,10 @@ impl Round {
             _ => None,
         });
         let kept = self.folder.documents().load();
-        kept.iter()
-            .chain(chain)
-            .chain(signed)
-            .filter(|document| document.verify(authority).is_ok())
-            .max_by_key(|document| document.document().number)
-            .cloned()
+        let mut all: Vec<_> = kept.iter().chain(chain).chain(signed).collect();
+        all.sort_by_key(|document| document.document().number);
+        // Verifying is the dear part: the newest comes first.
+        all.into_iter().rev().find(|document| document.verify(authority).is_ok()).cloned()
     }
 
     /// Whether the network begins now: nobody is to be left out who comes a moment later.

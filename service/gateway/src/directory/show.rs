@@ -245,11 +245,10 @@ impl Display for ShownRelay {
         let verdict = if self.verifies { "verifies" } else { "does not verify" };
         writeln!(f, "  signature {verdict}")?;
         writeln!(f, "  operator  {}", self.operator)?;
-        match self.addresses.is_empty() {
-            false => {
-                writeln!(f, "  at        {} as {}", self.addresses.join(", "), self.server_name)?
-            }
-            true => writeln!(f, "  through   {}", self.through.join(", "))?,
+        if self.addresses.is_empty() {
+            writeln!(f, "  through   {}", self.through.join(", "))?;
+        } else {
+            writeln!(f, "  at        {} as {}", self.addresses.join(", "), self.server_name)?;
         }
         if let Some(gateway) = &self.gateway {
             writeln!(f, "  of        {gateway}")?;

@@ -403,3 +403,37 @@ async fn sign(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use fieldpost_transport::htx::directory::{Authority, Document, EpochClock};
+
+    use super::*;
+
+    #[test]
+    fn of_all_copies_the_newest_that_follow_each_other_are_taken() {
+        let key = SigningKey::from_bytes(&[1; 32]);
+        let clock = EpochClock::HOUR;
+        let authority = Authority::new(1, [key.verifying_key()], clock).unwrap();
+        let sign = |document: Document| {
+            let mut signed = document.unsigned();
+            signed.sign(&key);
+            signed
+        };
+        let now = clock.start(500_000);
+        let mut chain = vec![sign(Document::genesis(&authority, now, Vec::new()).unwrap())];
+        for _ in 0..9 {
+            let last = chain.last().unwrap();
+            let epoch = last.document().epoch + 1;
+            let next = Document::successor(&authority, last, epoch, now, Vec::new(), Vec::new());
+            chain.push(sign(next.unwrap()));
+        }
+        let numbers = |documents: Vec<SignedDocument>| -> Vec<u64> {
+            newest_run(documents).iter().map(|document| document.document().number).collect()
+        };
+        assert_eq!(numbers(Vec::new()), [0; 0]);
+        assert_eq!(numbers([&chain[..2], &chain[..3], &chain[1..2]].concat()), [0, 1, 2]);
+        assert_eq!(numbers([&chain[..3], &chain[5..7]].concat()), [5, 6], "after a gap");
+        assert_eq!(numbers(chain), [2, 3, 4, 5, 6, 7, 8, 9], "at most eight");
+    }
+}
