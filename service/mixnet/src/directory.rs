@@ -15,6 +15,8 @@ mod document;
 mod epoch;
 mod gossip;
 mod keys;
+mod node;
+mod pool;
 mod route;
 
 pub use self::{
@@ -31,5 +33,7 @@ pub use self::{
     epoch::{Epoch, EpochClock, EpochError},
     gossip::GossipMessage,
     keys::{EpochSecret, KeyChange, KeyRing},
+    node::NodeKeys,
+    pool::{Pool, PoolError},
     route::{Route, RouteChooser, RouteError, RoutePolicy, Rule},
 };

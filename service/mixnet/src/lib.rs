@@ -16,3 +16,4 @@ pub mod replay;
 pub mod seal;
 pub mod sender;
 pub mod sphinx;
+pub mod wire;
