@@ -16,6 +16,8 @@ mod draft;
 mod epoch;
 mod gossip;
 mod keys;
+mod node;
+mod pool;
 mod route;
 
 pub use self::{
@@ -33,5 +35,7 @@ pub use self::{
     epoch::{Epoch, EpochClock, EpochError},
     gossip::GossipMessage,
     keys::{EpochSecret, KeyChange, KeyRing},
+    node::NodeKeys,
+    pool::{Pool, PoolError},
     route::{Route, RouteChooser, RouteError, RoutePolicy, Rule},
 };

@@ -17,3 +17,4 @@ pub mod replay;
 pub mod seal;
 pub mod sender;
 pub mod sphinx;
+pub mod wire;

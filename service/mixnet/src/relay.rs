@@ -138,6 +138,17 @@ impl Relay {
         Ok(())
     }
 
+    /// Erases secret and cache of `epoch` before their time, such as when its log cannot be written.
+    pub fn close_epoch(&mut self, epoch: u64) {
+        let place = &mut self.epochs[(epoch & 1) as usize];
+        drop(place.take_if(|open| open.cache.epoch() == epoch));
+    }
+
+    /// Whether packets of `epoch` are accepted.
+    pub fn is_open(&self, epoch: u64) -> bool {
+        self.epochs.iter().flatten().any(|open| open.cache.epoch() == epoch)
+    }
+
     /// Takes in one event and returns what to do about it.
     ///
     /// `now` must not go backwards from one call to the next.

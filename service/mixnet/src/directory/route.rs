@@ -19,6 +19,8 @@ use super::{
 pub struct RoutePolicy {
     /// How many relays come before the receiving gateway: 1 to 4.
     pub relays: usize,
+    /// How many will do where so few are at hand.
+    pub least_relays: usize,
     /// How many of a route, the receiving gateway among them, may be in one country.
     pub in_one_country: usize,
     /// The autonomous system that we are in, if known.
@@ -32,7 +34,7 @@ impl RoutePolicy {
 
 impl Default for RoutePolicy {
     fn default() -> Self {
-        Self { relays: 3, in_one_country: 2, own_autonomous_system: None }
+        Self { relays: 3, least_relays: 3, in_one_country: 2, own_autonomous_system: None }
     }
 }
 
@@ -90,6 +92,7 @@ pub struct RouteChooser<R> {
     rng: R,
     clock: EpochClock,
     own: Option<RelayId>,
+    avoided: BTreeSet<RelayId>,
     epoch: Epoch,
     used: BTreeMap<RelayId, VecDeque<BTreeSet<RelayId>>>,
 }
@@ -97,7 +100,28 @@ pub struct RouteChooser<R> {
 impl<R: CryptoRng> RouteChooser<R> {
     /// A chooser; `own` is this node's own id, which is on none of its routes.
     pub fn new(rng: R, clock: EpochClock, own: Option<RelayId>) -> Self {
-        Self { rng, clock, own, epoch: 0, used: BTreeMap::new() }
+        Self { rng, clock, own, avoided: BTreeSet::new(), epoch: 0, used: BTreeMap::new() }
+    }
+
+    /// Leaves these relays out of routes from now on, and those named before no longer: such as were
+    /// just found out of reach.
+    pub fn avoid(&mut self, relays: BTreeSet<RelayId>) {
+        self.avoided = relays;
+    }
+
+    /// Whether there is a route to a gateway now; none is drawn.
+    ///
+    /// # Errors
+    ///
+    /// As [`choose`](Self::choose) would say.
+    pub fn check(
+        &self,
+        now: Timestamp,
+        document: &Document,
+        receiver: &RelayId,
+        policy: RoutePolicy,
+    ) -> Result<(), RouteError> {
+        self.survey(self.clock.epoch_at(now), document, receiver, policy).map(drop)
     }
 
     /// Draws a route to a gateway, from the document that is active.
@@ -116,9 +140,25 @@ impl<R: CryptoRng> RouteChooser<R> {
         if self.epoch != epoch {
             (self.epoch, self.used) = (epoch, BTreeMap::new());
         }
-        let needed = policy.relays;
-        if !(1..=RoutePolicy::MOST_RELAYS).contains(&needed) {
-            return Err(RouteError::Length { relays: needed });
+        let Survey { last, candidates, entries, relays } =
+            self.survey(epoch, document, receiver, policy)?;
+        let policy = RoutePolicy { relays, ..policy };
+        let (relays, relaxed) = self.draw(&candidates, &entries, (receiver, last), policy);
+        self.remember(*receiver, relays.iter().copied().collect());
+        Ok(Route { relays, receiver: *receiver, epoch, relaxed })
+    }
+
+    /// What a route could be made of.
+    fn survey<'d>(
+        &self,
+        epoch: Epoch,
+        document: &'d Document,
+        receiver: &RelayId,
+        policy: RoutePolicy,
+    ) -> Result<Survey<'d>, RouteError> {
+        let (relays, needed) = (policy.relays, policy.least_relays.min(policy.relays).max(1));
+        if !(1..=RoutePolicy::MOST_RELAYS).contains(&relays) {
+            return Err(RouteError::Length { relays });
         }
         let last = document.relay(receiver).ok_or(RouteError::UnknownReceiver(*receiver))?;
         if last.keys_of(epoch).is_none() {
@@ -132,9 +172,8 @@ impl<R: CryptoRng> RouteChooser<R> {
         if candidates.len() < needed {
             return Err(RouteError::TooFewRelays { count: candidates.len(), needed });
         }
-        let (relays, relaxed) = self.draw(&candidates, &entries, (receiver, last), policy);
-        self.remember(*receiver, relays.iter().copied().collect());
-        Ok(Route { relays, receiver: *receiver, epoch, relaxed })
+        let relays = relays.min(candidates.len());
+        Ok(Survey { last, candidates, entries, relays })
     }
 
     fn candidates<'d>(
@@ -147,6 +186,7 @@ impl<R: CryptoRng> RouteChooser<R> {
         let able = all.filter(|relay| relay.relays && relay.keys_of(epoch).is_some());
         able.map(|descriptor| Candidate { id: descriptor.id(), descriptor })
             .filter(|candidate| candidate.id != *receiver && Some(candidate.id) != self.own)
+            .filter(|candidate| !self.avoided.contains(&candidate.id))
             .collect()
     }
 
@@ -210,6 +250,13 @@ impl<R> fmt::Debug for RouteChooser<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RouteChooser").field("epoch", &self.epoch).finish_non_exhaustive()
     }
+}
+
+struct Survey<'d> {
+    last: &'d Descriptor,
+    candidates: Vec<Candidate<'d>>,
+    entries: Vec<Candidate<'d>>,
+    relays: usize,
 }
 
 #[derive(Clone, Copy)]

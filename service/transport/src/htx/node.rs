@@ -12,10 +12,18 @@
 //! has a bound, at which the newest is dropped and counted: whoever sent it notices that no answer
 //! comes, and sends it again by another route (HTX reference, sections 5 and 6; design, section 7).
 
+mod drive;
+mod link;
+mod links;
 mod options;
+mod routes;
+mod secrets;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeSet,
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -24,20 +32,36 @@ use async_trait::async_trait;
 use ed25519_dalek::SigningKey;
 use fieldpost_envelope::{SignedEnvelope, limits};
 use fieldpost_mixnet::{
-    directory::{Certificate, Epoch, RelayId, SignedDescriptor, SignedDocument},
-    receiver, relay, sender,
-    sphinx::Packet,
+    directory::{
+        Certificate, DescriptorError, Epoch, NodeKeys, RelayId, RoutePolicy, SignedDescriptor,
+        SignedDocument,
+    },
+    htx::{BucketLimits, Gate, Parameters, Settings},
+    receiver,
+    sphinx::{MAX_HOPS, Packet},
 };
+use rand::{
+    SeedableRng,
+    rngs::{StdRng, SysRng},
+};
+use rustls::pki_types::PrivateKeyDer;
 use serde::Serialize;
 use thiserror::Error;
 use tokio::{
+    net::TcpListener,
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
     time::timeout,
 };
 
 pub use self::options::{HtxError, HtxOptions, HtxTls};
-use super::front::Clock;
+use self::{
+    drive::{Description, Handed, Inlets, Node, Outlets, Parts},
+    secrets::Secrets,
+};
+use super::{
+    Clock, Dialer, Front, FrontOptions, Template, server_tls, template::client_tls_of_relays,
+};
 use crate::{Capabilities, SendError, Status, Transport};
 
 /// A node of the mixnet, as a transport.
@@ -50,6 +74,7 @@ pub struct HtxTransport {
     descriptors: watch::Receiver<Arc<Vec<SignedDescriptor>>>,
     documents: watch::Receiver<Arc<Vec<SignedDocument>>>,
     figures: watch::Receiver<HtxFigures>,
+    handed: Arc<Handed>,
     arrived: tokio::sync::Mutex<mpsc::Receiver<Vec<u8>>>,
     tasks: Mutex<Option<JoinHandle<()>>>,
 }
@@ -68,8 +93,127 @@ impl HtxTransport {
         certificate: Option<Certificate>,
         clock: Clock,
     ) -> Result<Arc<Self>, HtxError> {
-        let _ = (options, node_key, certificate, clock);
-        todo!()
+        if !(2..=MAX_HOPS).contains(&options.max_hops) {
+            return Err(HtxError::Hops { max_hops: options.max_hops });
+        }
+        let mut rng = StdRng::try_from_rng(&mut SysRng).expect("the system gives randomness");
+        let keys = NodeKeys::derive(node_key);
+        let id = keys.id();
+        let listener = match options.listen {
+            Some(listen) => Some(bind(listen).await?),
+            None => None,
+        };
+        let mut addresses = options.advertise;
+        if let (true, Some((_, address))) = (addresses.is_empty(), &listener) {
+            addresses.push(*address);
+        }
+        let settings = Settings {
+            parameters: Parameters { window: WINDOW, streams: STREAMS },
+            // Without pacing, this is a test or a measurement.
+            cover: !options.pace.payload.is_zero(),
+            ..Settings::default()
+        };
+        let (stop, stopped) = watch::channel(false);
+        let (mut front, mut accepted) = (None, None);
+        if let Some((listener, _)) = listener {
+            let tls = certify_tls(&options.server_name, options.tls)?;
+            let limits = match options.lab {
+                true => BucketLimits { burst: 10_000, ..BucketLimits::default() },
+                false => BucketLimits::default(),
+            };
+            let mut gate = Gate::new(&mut rng, limits);
+            gate.add_key(keys.ticket_key().id, keys.ticket().clone());
+            let (served, links) = Front::new(FrontOptions {
+                tls,
+                decoy: options.decoy,
+                gate,
+                carriers: keys.carriers().clone(),
+                key: keys.noise().clone(),
+                settings: settings.clone(),
+                clock: clock.clone(),
+                rng: StdRng::from_rng(&mut rng),
+                connections: CONNECTIONS,
+            });
+            accepted = Some(links);
+            front = Some(tokio::spawn(served.serve(listener, stopped)));
+        }
+        let dialer = Dialer {
+            tls: client_tls_of_relays().map_err(|error| HtxError::Tls {
+                name: "relays".into(),
+                reason: error.to_string(),
+            })?,
+            template: Template::default(),
+            settings,
+            identity: Some(keys.noise().clone()),
+            clock: clock.clone(),
+        };
+        let (commands, commanded) = mpsc::channel(COMMANDS);
+        let (events, happened) = mpsc::channel(EVENTS);
+        let (packets, came) = mpsc::channel(PACKETS);
+        let (arrived, arrivals) = mpsc::channel(receiver::Config::default().unsettled);
+        let (reach, reachable) = watch::channel(Arc::default());
+        let (told, descriptors) = watch::channel(Arc::default());
+        let (kept, documents) = watch::channel(Arc::default());
+        let (shown, figures) = watch::channel(HtxFigures::default());
+        let handed = Arc::new(Handed::default());
+        let parts = Parts {
+            secrets: Secrets::open(options.secrets_dir.as_deref(), id)?,
+            keys,
+            description: Description {
+                operator: options.operator,
+                autonomous_system: options.autonomous_system,
+                country: options.country,
+                addresses,
+                server_name: options.server_name,
+                through: options.through,
+                capacity: options.capacity,
+                relays: options.relays,
+            },
+            certificate,
+            authority: options.authority,
+            documents: options.documents,
+            policy: RoutePolicy {
+                relays: RoutePolicy::default().relays.min(options.max_hops - 1),
+                least_relays: 1,
+                own_autonomous_system: options.autonomous_system,
+                ..RoutePolicy::default()
+            },
+            pace: options.pace,
+            dialer,
+            clock,
+            handed: Arc::clone(&handed),
+            rng,
+        };
+        let outlets = Outlets {
+            reachable: reach,
+            descriptors: told,
+            documents: kept,
+            figures: shown,
+            arrived,
+        };
+        let node = Node::new(parts, events, packets, outlets)?;
+        let descriptor = node.descriptor().ok_or(DescriptorError::Epochs { count: 0 })?;
+        let inlets = Inlets { commands: commanded, accepted, events: happened, packets: came };
+        let tasks = tokio::spawn(async move {
+            node.run(inlets).await;
+            stop.send_replace(true);
+            if let Some(front) = front {
+                front.await.unwrap_or_default();
+            }
+        });
+        Ok(Arc::new(Self {
+            id,
+            is_lab: options.lab,
+            commands,
+            reachable,
+            descriptor,
+            descriptors,
+            documents,
+            figures,
+            handed,
+            arrived: arrivals.into(),
+            tasks: Mutex::new(Some(tasks)),
+        }))
     }
 
     /// What every node can do (design, section 7). Level 3 needs cover traffic, which there is not
@@ -206,7 +350,7 @@ impl Transport for HtxTransport {
     }
 
     fn taken(&self, envelope: &[u8]) {
-        let _ = envelope;
+        self.handed.taken(envelope);
     }
 
     fn status(&self) -> Status {
@@ -311,6 +455,29 @@ enum Command {
     Stop,
 }
 
+async fn bind(listen: SocketAddr) -> Result<(TcpListener, SocketAddr), HtxError> {
+    let failed = |source| HtxError::Listen { listen, source };
+    let listener = TcpListener::bind(listen).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}
+
+/// The TLS of the front, under the operator's certificate or one of its own.
+fn certify_tls(name: &str, tls: Option<HtxTls>) -> Result<Arc<rustls::ServerConfig>, HtxError> {
+    let failed = |reason: String| HtxError::Tls { name: name.to_owned(), reason };
+    let HtxTls { certificates, key } = match tls {
+        Some(tls) => tls,
+        None => {
+            let made = rcgen::generate_simple_self_signed([name.to_owned()])
+                .map_err(|error| failed(error.to_string()))?;
+            let key = PrivateKeyDer::try_from(made.signing_key.serialize_der())
+                .map_err(|error| failed(error.to_owned()))?;
+            HtxTls { certificates: vec![made.cert.der().clone()], key }
+        }
+    };
+    server_tls(certificates, key).map_err(|error| failed(error.to_string()))
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -319,4 +486,12 @@ const NAME: &str = "htx";
 const MAX_CONTENT: usize = 1024 * 1024;
 /// The largest content, and what a signed envelope may hold beside it.
 const MAX_ENVELOPE: usize = MAX_CONTENT + (limits::SIGNED - limits::CONTENT);
+/// Of a stream of a link, in bytes.
+const WINDOW: u32 = 2 << 20;
+const STREAMS: u16 = 4;
+const CONNECTIONS: usize = 1_024;
+const COMMANDS: usize = 256;
+const EVENTS: usize = 1_024;
+/// That came over links and wait for the node.
+const PACKETS: usize = 1_024;
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(1900);

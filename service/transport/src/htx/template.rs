@@ -1,10 +1,13 @@
 use std::sync::Arc;
 
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
-    client::Resumption,
-    crypto::ring::default_provider,
-    pki_types::{CertificateDer, PrivateKeyDer},
+    ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
+    client::{
+        Resumption,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::{CryptoProvider, ring::default_provider, verify_tls13_signature},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime},
     version::TLS13,
 };
 
@@ -52,14 +55,73 @@ impl Default for Template {
 ///
 /// rustls refuses the provider, which is a fault of the build.
 pub fn client_tls(roots: RootCertStore) -> Result<Arc<ClientConfig>, rustls::Error> {
-    let mut config = ClientConfig::builder_with_provider(default_provider().into())
-        .with_protocol_versions(&[&TLS13])?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let builder = ClientConfig::builder_with_provider(default_provider().into())
+        .with_protocol_versions(&[&TLS13])?;
+    Ok(finished(builder.with_root_certificates(roots).with_no_client_auth()))
+}
+
+/// The same towards relays, whose certificates nobody need vouch for.
+///
+/// Who is at the other end, the inner handshake shows: the relay has to hold the Noise key of its
+/// signed descriptor, on this very TLS connection (HTX reference, section 1.3). Somebody between
+/// learns that there is a link, and nothing that is on it.
+///
+/// # Errors
+///
+/// As [`client_tls`].
+pub(super) fn client_tls_of_relays() -> Result<Arc<ClientConfig>, rustls::Error> {
+    let provider = Arc::new(default_provider());
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(&[&TLS13])?;
+    let any = Arc::new(AnyCertificate(provider));
+    Ok(finished(builder.dangerous().with_custom_certificate_verifier(any).with_no_client_auth()))
+}
+
+fn finished(mut config: ClientConfig) -> Arc<ClientConfig> {
     config.alpn_protocols = alpn();
     // Each connection has fresh randomness; a resumed one could be tied to an earlier one.
     config.resumption = Resumption::disabled();
-    Ok(Arc::new(config))
+    Arc::new(config)
+}
+
+/// Takes any certificate whose key signed the handshake.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2 is not offered".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
 }
 
 /// TLS of a front: version 1.3 alone, no tickets for resumption, no early data.

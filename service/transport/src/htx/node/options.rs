@@ -76,13 +76,8 @@ pub enum HtxError {
         source: std::io::Error,
     },
     /// The secrets folder.
-    #[error("cannot keep epoch secrets in {path}: {source}; make the folder yours alone")]
-    Secrets {
-        /// Which.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
+    #[error("cannot keep epoch secrets in the secrets folder: {0}")]
+    Secrets(#[from] std::io::Error),
     /// The TLS certificate.
     #[error("the TLS certificate for {name} is of no use: {reason}")]
     Tls {

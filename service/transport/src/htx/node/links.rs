@@ -1,0 +1,366 @@
+//! The links of a node: which there are, which are wanted, what waits for those that are not up yet.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use fieldpost_mixnet::{
+    directory::RelayId,
+    htx::{Redial, RedialEvent},
+    sphinx::Packet,
+    wire::packet_len,
+};
+use rand::{SeedableRng, rngs::StdRng};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+};
+
+use super::link::{self, LinkEvent, LinkNumber, LinkQueue, QUEUED_BYTES, Waiting};
+use crate::htx::{DialError, Dialer, LinkEnd, Target};
+
+/// All links of a node, by number and by who is at the other end.
+///
+/// | What is kept | At most | At the limit |
+/// |---|---|---|
+/// | links | 512 | further ones are closed |
+/// | packets that wait for one link | 4096, 8 MiB | the newest is dropped |
+/// | packets that wait for all links | 128 MiB | the newest is dropped |
+/// | packets for a relay that is being dialled | 256, 4 MiB, 10 s | the newest is dropped |
+/// | relays that were dialled | 1024 | further ones are not dialled |
+pub(super) struct Links {
+    dialer: Dialer,
+    rng: StdRng,
+    events: mpsc::Sender<LinkEvent>,
+    inbound: mpsc::Sender<Packet>,
+    links: BTreeMap<LinkNumber, Known>,
+    /// Links that are up, the oldest first.
+    by_peer: BTreeMap<RelayId, Vec<LinkNumber>>,
+    next: LinkNumber,
+    wanted: BTreeSet<RelayId>,
+    dials: BTreeMap<RelayId, Dialled>,
+    /// Relays that were just found out of reach.
+    suspects: BTreeMap<RelayId, Instant>,
+    tasks: JoinSet<()>,
+}
+
+struct Known {
+    queue: LinkQueue,
+    peer: Option<RelayId>,
+    /// Whom we dialled; nobody else may be there.
+    dialled: Option<RelayId>,
+    is_up: bool,
+    used_at: Instant,
+    task: AbortHandle,
+}
+
+struct Dialled {
+    redial: Redial<StdRng>,
+    /// The attempt that is under way.
+    attempt: Option<LinkNumber>,
+    waiting: VecDeque<(Instant, Packet)>,
+    bytes: usize,
+}
+
+impl Links {
+    pub(super) fn new(
+        dialer: Dialer,
+        rng: StdRng,
+        events: mpsc::Sender<LinkEvent>,
+        inbound: mpsc::Sender<Packet>,
+    ) -> Self {
+        Self {
+            dialer,
+            rng,
+            events,
+            inbound,
+            links: BTreeMap::new(),
+            by_peer: BTreeMap::new(),
+            next: 0,
+            wanted: BTreeSet::new(),
+            dials: BTreeMap::new(),
+            suspects: BTreeMap::new(),
+            tasks: JoinSet::new(),
+        }
+    }
+
+    /// Takes a link that somebody made to us.
+    pub(super) fn accept(&mut self, now: Instant, end: LinkEnd) {
+        if self.links.len() >= LINKS {
+            return;
+        }
+        let (events, inbound) = (self.events.clone(), self.inbound.clone());
+        self.add(now, None, |link, waiting| link::run(link, end, waiting, events, inbound));
+    }
+
+    /// Sends a packet over a link to `relay`, which is dialled if there is none. Says whether the
+    /// packet was taken.
+    pub(super) fn send(&mut self, now: Instant, relay: RelayId, packet: Packet) -> bool {
+        if let Some(link) = self.link_to(&relay) {
+            if self.waiting_bytes() > ALL_QUEUED_BYTES {
+                return false;
+            }
+            let Some(known) = self.links.get_mut(&link) else { return false };
+            known.used_at = now;
+            return known.queue.push(packet);
+        }
+        if self.is_suspect(&relay) {
+            return false;
+        }
+        self.want(now, relay);
+        let Some(dialled) = self.dials.get_mut(&relay) else { return false };
+        let length = packet_len(&packet);
+        if dialled.waiting.len() >= DIALLED_PACKETS || dialled.bytes + length > DIALLED_BYTES {
+            return false;
+        }
+        dialled.bytes += length;
+        dialled.waiting.push_back((now, packet));
+        true
+    }
+
+    /// Tells one neighbour something.
+    pub(super) fn tell(&mut self, link: LinkNumber, message: Bytes) {
+        if let Some(known) = self.links.get(&link)
+            && !known.queue.tell(message)
+        {
+            tracing::debug!(link, "a neighbour does not keep up with what it is told");
+        }
+    }
+
+    /// Tells all neighbours but one.
+    pub(super) fn tell_all(&mut self, but: Option<LinkNumber>, message: &Bytes) {
+        let up = self.links.iter().filter(|(link, known)| known.is_up && Some(**link) != but);
+        up.for_each(|(_, known)| drop(known.queue.tell(message.clone())));
+    }
+
+    /// A link is up; the other end is `peer`, if that is known.
+    pub(super) fn up(&mut self, now: Instant, link: LinkNumber, peer: Option<RelayId>) {
+        let Some(known) = self.links.get_mut(&link) else { return };
+        known.is_up = true;
+        if let Some(peer) = peer.or(known.dialled) {
+            self.identify(now, link, peer);
+        }
+    }
+
+    /// It has become clear who is at the other end of a link.
+    pub(super) fn identify(&mut self, now: Instant, link: LinkNumber, peer: RelayId) {
+        let Some(known) = self.links.get_mut(&link).filter(|known| known.peer != Some(peer)) else {
+            return;
+        };
+        known.peer = Some(peer);
+        self.by_peer.entry(peer).or_default().push(link);
+        self.suspects.remove(&peer);
+        if let Some(dialled) = self.dials.get_mut(&peer) {
+            dialled.redial.handle(now, RedialEvent::Established);
+            dialled.bytes = 0;
+            for (_, packet) in std::mem::take(&mut dialled.waiting) {
+                known.queue.push(packet);
+            }
+        }
+    }
+
+    /// A link is over. Says whether the other end is out of reach since.
+    pub(super) fn down(&mut self, now: Instant, link: LinkNumber, is_lost: bool) -> bool {
+        let Some(known) = self.links.remove(&link) else { return false };
+        let Some(peer) = known.peer.or(known.dialled) else { return false };
+        if let Some(links) = self.by_peer.get_mut(&peer) {
+            links.retain(|other| *other != link);
+            if links.is_empty() {
+                self.by_peer.remove(&peer);
+            }
+        }
+        let was_up = known.is_up;
+        let left = self.by_peer.contains_key(&peer);
+        if let Some(dialled) = self.dials.get_mut(&peer) {
+            dialled.attempt.take_if(|attempt| *attempt == link);
+            if !left {
+                dialled.redial.handle(now, RedialEvent::Lost);
+                (dialled.waiting, dialled.bytes) = (VecDeque::new(), 0);
+            }
+        }
+        if !left {
+            // Who says goodbye may be back at once; who is lost, or was not there, may not.
+            let pause = if is_lost || !was_up { SUSPECT } else { PARTED };
+            self.suspects.insert(peer, now + pause);
+        }
+        !left
+    }
+
+    /// Which relays are to be kept a link to; others are let go when they have been idle.
+    pub(super) fn keep(&mut self, now: Instant, wanted: BTreeSet<RelayId>) {
+        self.wanted = wanted;
+        for relay in self.wanted.clone() {
+            if self.link_to(&relay).is_none() {
+                self.want(now, relay);
+            }
+        }
+        self.dials.retain(|relay, dialled| {
+            self.wanted.contains(relay)
+                || self.by_peer.contains_key(relay)
+                || dialled.attempt.is_some()
+                || !dialled.waiting.is_empty()
+        });
+        // The link to a relay that nobody needs any more is let go by who dialled it.
+        let idle = |known: &Known| {
+            let is_kept = known.peer.is_some_and(|peer| self.wanted.contains(&peer));
+            known.dialled.is_some() && !is_kept && now - known.used_at > IDLE
+        };
+        for known in self.links.values_mut().filter(|known| known.is_up && idle(known)) {
+            // The task ends when its queue does, and says so.
+            known.queue = link::queue().0;
+        }
+    }
+
+    /// Dials what is due, with what the directory knows of it.
+    pub(super) fn wake(&mut self, now: Instant, target: impl Fn(&RelayId, &mut StdRng) -> Option<Target>) {
+        while self.tasks.try_join_next().is_some() {}
+        self.suspects.retain(|_, until| *until > now);
+        let mut due = Vec::new();
+        for (relay, dialled) in &mut self.dials {
+            while dialled.waiting.front().is_some_and(|(since, _)| now - *since > PATIENCE) {
+                if let Some((_, packet)) = dialled.waiting.pop_front() {
+                    dialled.bytes -= packet_len(&packet);
+                }
+            }
+            if dialled.redial.handle(now, RedialEvent::Wake) && dialled.attempt.is_none() {
+                due.push(*relay);
+            }
+        }
+        for relay in due {
+            let target = target(&relay, &mut self.rng).filter(|_| self.links.len() < LINKS);
+            let link = self.dial(now, relay, target);
+            if let Some(dialled) = self.dials.get_mut(&relay) {
+                dialled.attempt = Some(link);
+            }
+        }
+    }
+
+    /// When something is due to be dialled.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.dials.values().filter_map(|dialled| dialled.redial.next_deadline()).min()
+    }
+
+    /// Relays that were just found out of reach.
+    pub(super) fn suspects(&self) -> BTreeSet<RelayId> {
+        self.suspects.keys().copied().collect()
+    }
+
+    /// Links that are up.
+    pub(super) fn len(&self) -> usize {
+        self.links.values().filter(|known| known.is_up).count()
+    }
+
+    /// Links that are up, with who is at the other end, if that is known.
+    pub(super) fn all_up(&self) -> impl Iterator<Item = (LinkNumber, Option<RelayId>)> {
+        self.links.iter().filter(|(_, known)| known.is_up).map(|(link, known)| (*link, known.peer))
+    }
+
+    /// Who is at the other end of a link.
+    pub(super) fn peer(&self, link: LinkNumber) -> Option<RelayId> {
+        self.links.get(&link)?.peer
+    }
+
+    /// Bytes of packets that wait for links.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.links.values().map(|known| known.queue.waiting_bytes()).sum()
+    }
+
+    /// Closes all links and waits for their tasks.
+    pub(super) async fn close(mut self) {
+        self.links.clear();
+        let Self { events, inbound, mut tasks, .. } = self;
+        drop((events, inbound));
+        while tasks.join_next().await.is_some() {}
+    }
+
+    fn want(&mut self, now: Instant, relay: RelayId) {
+        if self.dials.len() >= DIALS && !self.dials.contains_key(&relay) {
+            return;
+        }
+        let rng = &mut self.rng;
+        let dialled = self.dials.entry(relay).or_insert_with(|| Dialled {
+            redial: Redial::new(StdRng::from_rng(rng)),
+            attempt: None,
+            waiting: VecDeque::new(),
+            bytes: 0,
+        });
+        if dialled.attempt.is_none() {
+            dialled.redial.handle(now, RedialEvent::Wanted);
+        }
+    }
+
+    fn dial(&mut self, now: Instant, relay: RelayId, target: Option<Target>) -> LinkNumber {
+        let (dialer, rng) = (self.dialer.clone(), StdRng::from_rng(&mut self.rng));
+        let (events, inbound) = (self.events.clone(), self.inbound.clone());
+        self.add(now, Some(relay), |link, waiting| async move {
+            let dialled = match target {
+                Some(target) => dialer.dial(&target, rng).await.map_err(Some),
+                None => Err(None::<DialError>),
+            };
+            match dialled {
+                Ok(end) => link::run(link, end, waiting, events, inbound).await,
+                Err(error) => {
+                    let reason = error.map_or_else(
+                        || "it has no address".to_owned(),
+                        |error| std::error::Error::source(&error).map_or_else(
+                            || error.to_string(),
+                            |source| format!("{error}: {source}"),
+                        ),
+                    );
+                    tracing::debug!(relay = %relay, reason, "no link");
+                    drop(events.send(LinkEvent::Down { link, is_lost: true }).await);
+                }
+            }
+        })
+    }
+
+    fn add<F>(
+        &mut self,
+        now: Instant,
+        dialled: Option<RelayId>,
+        task: impl FnOnce(LinkNumber, Waiting) -> F,
+    ) -> LinkNumber
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let link = self.next;
+        self.next += 1;
+        let (queue, waiting) = link::queue();
+        let task = self.tasks.spawn(task(link, waiting));
+        let known = Known { queue, peer: None, dialled, is_up: false, used_at: now, task };
+        self.links.insert(link, known);
+        link
+    }
+
+    fn link_to(&self, relay: &RelayId) -> Option<LinkNumber> {
+        self.by_peer.get(relay)?.first().copied()
+    }
+
+    fn is_suspect(&self, relay: &RelayId) -> bool {
+        self.suspects.contains_key(relay)
+    }
+}
+
+impl Drop for Known {
+    fn drop(&mut self) {
+        if !self.is_up {
+            // Nobody waits for a link that is only being made.
+            self.task.abort();
+        }
+    }
+}
+
+const LINKS: usize = 512;
+const DIALS: usize = 1_024;
+const DIALLED_PACKETS: usize = 256;
+const DIALLED_BYTES: usize = QUEUED_BYTES / 2;
+const ALL_QUEUED_BYTES: usize = 128 << 20;
+/// How long a packet waits for a link.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long routes leave out a relay that was lost or did not answer, unless it is back.
+const SUSPECT: Duration = Duration::from_secs(30);
+/// The same for one that said goodbye.
+const PARTED: Duration = Duration::from_secs(2);
+const IDLE: Duration = Duration::from_secs(300);
