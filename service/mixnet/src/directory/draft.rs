@@ -7,7 +7,7 @@ use fieldpost_envelope::Timestamp;
 use thiserror::Error;
 
 use super::{
-    descriptor::{DescriptorError, RelayId, SignedDescriptor},
+    descriptor::{Descriptor, DescriptorError, RelayId, SignedDescriptor},
     document::{Authority, Document, DocumentError, SignedDocument, WeightedRelay, limits},
     epoch::Epoch,
 };
@@ -84,7 +84,10 @@ impl Drafter {
         if !admitted {
             return Err(HearError::NotAdmitted { relay: id });
         }
-        let newer = self.candidates.get(&id).is_none_or(|kept| kept.verified().epoch <= said.epoch);
+        // A certificate that is renewed, or a restart without secrets, changes it within an epoch.
+        let age = |it: &Descriptor| (it.epoch, it.certificate.map(|word| word.not_after));
+        let kept = self.candidates.get(&id);
+        let newer = kept.is_none_or(|kept| age(kept.verified()) <= age(said));
         if !newer {
             return Ok(false);
         }
