@@ -20,8 +20,8 @@ use std::{
 };
 
 use async_trait::async_trait;
-use fieldpost_bitchat::{Identity, MeshId, Node};
 pub use fieldpost_bitchat::{Counters as BleCounters, Identity as BleIdentity};
+use fieldpost_bitchat::{Identity, MeshId, Node};
 use fieldpost_envelope::{
     GatewayId, PeerId, ReceiptKind, Said, SignedCertificate, SignedEnvelope, SignedRoster,
     Timestamp, limits,
@@ -286,8 +286,7 @@ impl Transport for BleTransport {
         } else if target == BROADCAST {
             let bytes = envelope.as_bytes().to_vec();
             let (digest, said) = opened(envelope)?;
-            let request =
-                |answer| Request::Broadcast { envelope: said, bytes, digest, answer };
+            let request = |answer| Request::Broadcast { envelope: said, bytes, digest, answer };
             self.ask(request, ANSWER).await
         } else {
             Err(unreachable())
@@ -320,8 +319,7 @@ impl Transport for BleTransport {
         };
         let phone = MeshId::parse(phone).ok_or_else(unreachable)?;
         let (peer, message_id) = (peer.clone(), message_id.to_owned());
-        let request =
-            |answer| Request::Acknowledge { phone, peer, message_id, kind, answer };
+        let request = |answer| Request::Acknowledge { phone, peer, message_id, kind, answer };
         self.ask(request, ANSWER).await
     }
 

@@ -125,7 +125,8 @@ mod tests {
         for end in 0..whole.len() {
             assert!(Exchange::decode(&whole[..end]).is_err(), "{end} bytes");
         }
-        for bytes in [&[0x02][..], &[0x03], &[0x04, 1], &[0x04, 0, 0, 0, 0, 0, 0, 0, 1, 1], &[0x05]] {
+        for bytes in [&[0x02][..], &[0x03], &[0x04, 1], &[0x04, 0, 0, 0, 0, 0, 0, 0, 1, 1], &[0x05]]
+        {
             assert!(Exchange::decode(bytes).is_err(), "{bytes:?}");
         }
     }

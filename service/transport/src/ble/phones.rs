@@ -4,8 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use fieldpost_bitchat::{
-    Identity, MeshId,
-    message,
+    Identity, MeshId, message,
     payload::{file::File, noise::MAX_TEXT},
 };
 use fieldpost_envelope::{Content, PeerId, ReceiptKind, Timestamp};
@@ -187,6 +186,11 @@ impl Hosted {
     /// The envelope that a receipt is for.
     pub(super) fn envelope(&self, sent: &Sent) -> Option<[u8; 32]> {
         self.envelopes.get(sent).copied()
+    }
+
+    /// The phones to which a message is on its way.
+    pub(super) fn recipients(&self, id: Uuid) -> impl Iterator<Item = MeshId> {
+        self.under_way.iter().filter(move |(.., message)| *message == id).map(|(_, to, _)| *to)
     }
 
     /// The envelope of a message that only one of ours can have sent to this phone.

@@ -41,7 +41,10 @@ impl OpenRadio for OpenAir {
     async fn open(&self) -> Result<Box<dyn Radio>, String> {
         let joined = AirRadio::join(&self.address, &self.name, self.ids.clone()).await;
         let radio = joined.map_err(|error| {
-            format!("nobody plays an air at {}: {error}; start one with `fieldpost air`", self.address)
+            format!(
+                "nobody plays an air at {}: {error}; start one with `fieldpost air`",
+                self.address
+            )
         })?;
         Ok(Box::new(radio))
     }
