@@ -4,8 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use chrono::TimeDelta;
 use fieldpost_delivery::{
-    Accepted, Attempt, AttemptResult, Cancelled, DeliveryRecord, Message, Record, Submission,
-    Target, Time, message_status,
+    Accepted, Attempt, AttemptResult, Cancelled, Correspondent, DeliveryRecord, Message, Record,
+    Submission, Target, Time, message_status,
 };
 use fieldpost_envelope::{
     AnonymityLevel, MessageId, MessageStatus, PeerAddress, PeerId, Priority, Recipient,
@@ -696,6 +696,7 @@ async fn grant_files(
         let mut gateways: Vec<String> = deliveries
             .iter()
             .filter_map(fieldpost_delivery::signer_of)
+            .filter(|signer| matches!(signer, Correspondent::Gateway(_)))
             .map(|gateway| gateway.to_string())
             .collect();
         gateways.sort_unstable();
