@@ -259,7 +259,8 @@ async fn sign(outbox: &Outbox, claim: &Claim) -> sqlx::Result<Result<SignedEnvel
     let sender = message.sender.clone().qualified(identity.gateway_id);
     let recipient = match &claim.target {
         Target::Local(peer) => Recipient::from(peer.clone()),
-        Target::Remote(address) => Recipient::from(address.clone()),
+        // A phone has no gateway; what it gets is made of the envelope by our own transport.
+        Target::Remote(address) => Recipient::from(address.clone().qualified(identity.gateway_id)),
         Target::Group { id, home } => Recipient::Group { id: id.clone(), home: Some(*home) },
         Target::Broadcast(_) => Recipient::Broadcast,
     };
