@@ -256,6 +256,8 @@ pub struct Attempt {
     pub result: AttemptResult,
     /// Why it was chosen, or why it failed.
     pub reason: Option<String>,
+    /// Over how many links the recipient was, or its gateway, where the transport knew.
+    pub hops: Option<u8>,
 }
 
 impl Attempt {
@@ -266,6 +268,7 @@ impl Attempt {
             started_at: accepted_at,
             result: AttemptResult::Stored,
             reason: None,
+            hops: None,
         }
     }
 }

@@ -97,6 +97,8 @@ struct Shared {
     posted: Mutex<Posted>,
     is_posted: Notify,
     counters: Mutex<BleCounters>,
+    /// Over how many links gateways and phones are.
+    hops: Mutex<BTreeMap<String, u8>>,
     /// Why a radio is not open, if one is not.
     trouble: Mutex<Option<String>>,
     is_available: AtomicBool,
@@ -321,6 +323,10 @@ impl Transport for BleTransport {
         let (peer, message_id) = (peer.clone(), message_id.to_owned());
         let request = |answer| Request::Acknowledge { phone, peer, message_id, kind, answer };
         self.ask(request, ANSWER).await
+    }
+
+    fn hops(&self, target: &str) -> Option<u8> {
+        lock(&self.shared.hops).get(target).copied()
     }
 
     fn trouble(&self) -> Option<String> {

@@ -118,6 +118,12 @@ pub trait Transport: Send + Sync {
         Err(SendError::Unreachable { target: phone.to_owned() })
     }
 
+    /// Over how many links `target` is reached now, where that is known.
+    fn hops(&self, target: &str) -> Option<u8> {
+        let _ = target;
+        None
+    }
+
     /// What is in the way of it, in words for an operator; `None` when nothing is.
     fn trouble(&self) -> Option<String> {
         None

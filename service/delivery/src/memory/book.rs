@@ -1080,6 +1080,7 @@ impl Delivery {
                 started_at: self.accepted_at,
                 result: AttemptResult::Stored,
                 reason: None,
+                hops: None,
             }],
             Part::Away(_) => self.attempts.clone(),
         };

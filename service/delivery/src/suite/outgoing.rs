@@ -641,7 +641,7 @@ impl<S: Store> Run<'_, S> {
         let earlier = self.rng.random_range(0..1_000_000);
         let started_at = self.now - TimeDelta::microseconds(earlier);
         let reason = (result == AttemptResult::Failed).then(|| "link lost".into());
-        Attempt { transport, started_at, result, reason }
+        Attempt { transport, started_at, result, reason, hops: self.chance(20).then_some(3) }
     }
 
     pub(super) async fn record_this(

@@ -137,6 +137,10 @@ impl Transport for LateTransport {
         }
     }
 
+    fn hops(&self, target: &str) -> Option<u8> {
+        self.current()?.hops(target)
+    }
+
     fn trouble(&self) -> Option<String> {
         match self.current() {
             Some(transport) => transport.trouble(),

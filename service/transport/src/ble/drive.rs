@@ -228,7 +228,7 @@ impl Driver {
                 }
             }
             Request::ToPhone { phone, envelope, digest, answer } => {
-                let sent = self.to_phone(phone, &envelope, digest);
+                let sent = self.send_to_phone(phone, &envelope, digest);
                 give(answer, sent);
             }
             Request::Broadcast { envelope, bytes, digest, answer } => {
@@ -279,7 +279,7 @@ impl Driver {
         self.enqueue(id, Load::Envelope { bytes, digest, answer, _room: room });
     }
 
-    fn to_phone(
+    fn send_to_phone(
         &mut self,
         phone: MeshId,
         envelope: &Envelope,
@@ -620,6 +620,14 @@ impl Driver {
         let mut names: BTreeSet<String> =
             self.gateways.present(wall).map(|(_, gateway)| gateway.to_string()).collect();
         let mut phones = BTreeMap::new();
+        let mut hops = BTreeMap::new();
+        for peer in self.node.peers() {
+            let gateway = self.gateways.gateway_of(wall, peer.id);
+            let name = gateway.map_or_else(|| peer.id.to_hex(), |gateway| gateway.to_string());
+            let known = hops.entry(name).or_insert(peer.hops);
+            *known = peer.hops.min(*known);
+        }
+        *lock(&self.shared.hops) = hops;
         for peer in self.node.peers().filter(|peer| !peer.is_gateway && !peer.is_hosted) {
             let id = PeerId::phone(peer.id.0);
             let silent = now.at.saturating_sub(peer.heard_at).as_millis() as u64;
