@@ -5,6 +5,7 @@
 
 pub mod accept;
 pub mod admin;
+pub mod air;
 pub mod allowances;
 pub mod bus;
 pub mod client;
@@ -21,6 +22,7 @@ pub mod http;
 pub mod inbox;
 pub mod mixnet;
 pub mod outbox;
+pub mod phones;
 pub mod presence;
 pub mod readiness;
 pub mod rosters;

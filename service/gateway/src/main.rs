@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use fieldpost_gateway::{
     admin::{self, AdminCommand},
+    air::{self, AirArgs},
     client::{self, ClientCommand},
     config::Config,
     directory::{self, DirectoryCommand},
@@ -44,6 +45,9 @@ enum Command {
     /// The relay directory of an HTX network.
     #[command(subcommand)]
     Directory(DirectoryCommand),
+    /// Play a simulated air, for demonstrations and tests without Bluetooth.
+    #[command(hide = true)]
+    Air(AirArgs),
     #[command(flatten)]
     Admin(AdminCommand),
     #[command(flatten)]
@@ -85,6 +89,7 @@ async fn perform(command: Command, master_key: Option<SecretString>) -> anyhow::
             return Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Command::Directory(command) => directory::run(command).await?,
+        Command::Air(args) => air::run(args).await?,
         Command::Admin(mut command) => {
             command.database_mut().master_key = master_key;
             admin::run(command).await?;

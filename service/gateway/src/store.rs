@@ -39,6 +39,7 @@ mod node_keys;
 mod outbox;
 mod partitions;
 mod peers;
+pub mod phones;
 mod presence;
 pub mod quota;
 mod receive;

@@ -4,6 +4,7 @@
 //! Each replica holds node keys of its own. The gateway's key vouches for them by certificates of a
 //! day, renewed at half that time (design, section 4).
 
+mod ble;
 mod htx;
 mod late;
 mod mesh;
@@ -12,15 +13,16 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use fieldpost_envelope::{Certificate, NodePurpose, SignedCertificate};
-use fieldpost_transport::{HtxTransport, MeshTransport, Transport};
+use fieldpost_transport::{BleTransport, HtxTransport, MeshTransport, Transport};
 use tokio_util::sync::CancellationToken;
 
 pub use self::late::LateTransport;
 use crate::{Gateway, config::Config};
 
 /// The transports that this build has, in the order of their default.
-pub const BUILT: [&str; 2] = [HTX, MESH];
+pub const BUILT: [&str; 3] = [BLE, HTX, MESH];
 
+const BLE: &str = "ble";
 const HTX: &str = "htx";
 const MESH: &str = "mesh";
 /// How long a certificate holds.
@@ -34,6 +36,7 @@ pub fn chosen(config: &Config) -> Vec<Arc<LateTransport>> {
         .transports()
         .map(|name| match name {
             HTX => LateTransport::new(HTX, HtxTransport::declared(config.htx.lab)),
+            BLE => LateTransport::new(BLE, BleTransport::declared()),
             MESH => LateTransport::new(MESH, MeshTransport::declared()),
             other => unreachable!("the options were validated: {other}"),
         })
@@ -52,6 +55,7 @@ pub async fn keep(
 ) {
     match late.name() {
         HTX => htx::keep(gateway, late, alone, stop).await,
+        BLE => ble::keep(gateway, late, alone, stop).await,
         MESH => mesh::keep(gateway, late, alone, stop).await,
         other => unreachable!("the options were validated: {other}"),
     }

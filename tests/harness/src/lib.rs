@@ -12,6 +12,7 @@ pub mod history;
 pub mod lab;
 pub mod load;
 pub mod namespace;
+pub mod phone;
 pub mod postgres;
 pub mod process;
 mod spawn;

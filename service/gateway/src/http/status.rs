@@ -143,9 +143,9 @@ pub struct TransportInfo {
     data_cost_impact: &'static str,
     /// It runs.
     is_available: bool,
-    /// Why it does not run; null when it does.
+    /// What is in the way of it, or of a part of it, in words; null when nothing is.
     #[schema(required)]
-    unavailable_reason: Option<String>,
+    trouble: Option<String>,
     /// It reaches somebody.
     is_connected: bool,
     /// How well it does, from 0 to 1.
@@ -182,7 +182,7 @@ impl TransportInfo {
         let now = gateway.clock.now();
         let measured = gateway.learned.overall(now, transport.name());
         let does = transport.status();
-        let unavailable_reason = (!does.is_available).then(|| {
+        let unavailable = (!does.is_available).then(|| {
             let is_htx = transport.name() == "htx";
             let said = if is_htx { gateway.mixnet.reason() } else { None };
             said.unwrap_or_else(|| "it has not started yet, or has ended".to_owned())
@@ -203,7 +203,7 @@ impl TransportInfo {
             battery_impact: can.battery_impact,
             data_cost_impact: can.data_cost_impact,
             is_available: does.is_available,
-            unavailable_reason,
+            trouble: transport.trouble().or(unavailable),
             is_connected: does.is_connected,
             connection_quality: does.connection_quality,
             supports_store_and_forward: can.supports_store_and_forward,
