@@ -39,7 +39,12 @@ pub struct Config {
     pub registration: Option<Registration>,
 
     /// The transports to use: `ble`, `htx`, which also needs `--directory`, and `mesh`; or `none`.
-    #[arg(long, env = "FIELDPOST_TRANSPORTS", value_delimiter = ',', default_value = "ble,htx,mesh")]
+    #[arg(
+        long,
+        env = "FIELDPOST_TRANSPORTS",
+        value_delimiter = ',',
+        default_value = "ble,htx,mesh"
+    )]
     transports: Vec<String>,
 
     /// The Bluetooth radio: `auto` for the first adapter, `hciN` for a certain one, `none`, or

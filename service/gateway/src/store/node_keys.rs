@@ -99,37 +99,48 @@ impl Store {
         Ok(key)
     }
 
-    /// Renews the leases of this replica's keys; false if one of them is no longer its own.
+    /// Renews the lease of this replica's key for `purpose`; false if that is no longer its own.
     ///
     /// # Errors
     ///
     /// When the database cannot be asked.
-    pub async fn renew_node_keys(
+    pub async fn renew_node_key(
         &self,
         now: DateTime<Utc>,
+        purpose: &str,
         replica: Uuid,
-        held: usize,
     ) -> sqlx::Result<bool> {
         sqlx::query!(
-            "update node_key set held_until = $2 where held_by = $1",
+            "update node_key set held_until = $3 where purpose = $1 and held_by = $2",
+            purpose,
             replica,
             now + NODE_KEY_LEASE
         )
         .execute(&self.pool)
         .await
-        .map(|done| done.rows_affected() >= held as u64)
+        .map(|done| done.rows_affected() > 0)
     }
 
-    /// Gives up this replica's keys, so that the next to start takes them over.
+    /// Gives up this replica's key for `purpose`, so that the next to start takes it over.
     ///
     /// # Errors
     ///
     /// When the database cannot be asked; the lease then ends by itself.
-    pub async fn release_node_keys(&self, now: DateTime<Utc>, replica: Uuid) -> sqlx::Result<()> {
-        sqlx::query!("update node_key set held_until = $2 where held_by = $1", replica, now)
-            .execute(&self.pool)
-            .await
-            .map(drop)
+    pub async fn release_node_key(
+        &self,
+        now: DateTime<Utc>,
+        purpose: &str,
+        replica: Uuid,
+    ) -> sqlx::Result<()> {
+        sqlx::query!(
+            "update node_key set held_until = $3 where purpose = $1 and held_by = $2",
+            purpose,
+            replica,
+            now
+        )
+        .execute(&self.pool)
+        .await
+        .map(drop)
     }
 
     fn open_node_key(

@@ -65,7 +65,7 @@ pub(super) async fn keep(
         }
         stop.cancelled().await;
         let now = gateway.clock.now();
-        if let Err(error) = gateway.store.release_node_keys(now, gateway.replica).await {
+        if let Err(error) = gateway.store.release_node_key(now, HTX, gateway.replica).await {
             tracing::debug!(%error, "the node key is held until its lease ends");
         }
     } else {
@@ -236,7 +236,7 @@ async fn renew(gateway: &Gateway, htx: &HtxTransport, key: &SigningKey) {
     loop {
         sleep(NODE_KEY_LEASE / 3).await;
         let now = gateway.clock.now();
-        match gateway.store.renew_node_keys(now, gateway.replica, 1).await {
+        match gateway.store.renew_node_key(now, HTX, gateway.replica).await {
             Ok(true) => {}
             Ok(false) => tracing::warn!(
                 "another replica took over this one's node key while the database was away; \

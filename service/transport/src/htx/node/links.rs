@@ -214,7 +214,11 @@ impl Links {
     }
 
     /// Dials what is due, with what the directory knows of it.
-    pub(super) fn wake(&mut self, now: Instant, target: impl Fn(&RelayId, &mut StdRng) -> Option<Target>) {
+    pub(super) fn wake(
+        &mut self,
+        now: Instant,
+        target: impl Fn(&RelayId, &mut StdRng) -> Option<Target>,
+    ) {
         while self.tasks.try_join_next().is_some() {}
         self.suspects.retain(|_, until| *until > now);
         let mut due = Vec::new();
@@ -304,10 +308,12 @@ impl Links {
                 Err(error) => {
                     let reason = error.map_or_else(
                         || "it has no address".to_owned(),
-                        |error| std::error::Error::source(&error).map_or_else(
-                            || error.to_string(),
-                            |source| format!("{error}: {source}"),
-                        ),
+                        |error| {
+                            std::error::Error::source(&error).map_or_else(
+                                || error.to_string(),
+                                |source| format!("{error}: {source}"),
+                            )
+                        },
                     );
                     tracing::debug!(relay = %relay, reason, "no link");
                     drop(events.send(LinkEvent::Down { link, is_lost: true }).await);
