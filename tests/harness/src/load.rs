@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{StreamExt, stream};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -87,6 +88,8 @@ const POLL_WAIT: u64 = 2;
 /// The longest pause between two trespasses.
 const TRESPASS_PAUSE: Duration = Duration::from_millis(100);
 const DRAIN_DEADLINE: Duration = Duration::from_secs(120);
+/// Questions about messages under way at once when a run ends.
+const ASKED_AT_ONCE: usize = 16;
 const TTL: u64 = 3600;
 
 impl Load {
@@ -241,47 +244,57 @@ impl Load {
         if self.group.is_none() {
             self.settle(&talk, deadline).await;
         }
-        for (sender, messages) in messages_by_sender(&talk) {
-            let client = self.clients.iter().find(|client| client.peer() == sender);
-            let client = client.expect("every sender has its client");
-            for message in messages {
-                report(client, &self.recorder, message, deadline).await;
-            }
-        }
+        let reports = self.sent(&talk).into_iter().map(|(client, message)| {
+            let deadline = Instant::now() + DRAIN_DEADLINE;
+            report(client, &self.recorder, message, deadline)
+        });
+        stream::iter(reports).buffer_unordered(ASKED_AT_ONCE).collect::<()>().await;
         let mut history = self.recorder.finish(true);
         history.events.splice(..0, talk.events);
         history
     }
 
     /// Waits until nothing is on its way between gateways any more, taking what arrives.
-    async fn settle(&self, talk: &History, deadline: Instant) {
-        let mut waiting: Vec<(&Client, Uuid)> = Vec::new();
-        for (sender, messages) in messages_by_sender(talk) {
-            let client = self.clients.iter().find(|client| client.peer() == sender);
-            let client = client.expect("every sender has its client");
-            waiting.extend(messages.into_iter().map(|message| (client, message)));
-        }
+    async fn settle(&self, talk: &History, mut deadline: Instant) {
+        let mut waiting = self.sent(talk);
         while !waiting.is_empty() {
-            if Instant::now() >= deadline {
-                let (client, message) = waiting[0];
-                let record = client.record(message).await;
-                panic!("{} messages never arrive, one is {record:?}", waiting.len());
-            }
-            let mut still = Vec::new();
-            for (client, message) in waiting {
-                let is_on_its_way = match client.record(message).await {
-                    Ok(record) => matches!(record.status.as_str(), "pending" | "sent"),
-                    Err(failure) => failure.status() != Some(404),
-                };
-                if is_on_its_way {
-                    still.push((client, message));
-                }
+            let still: Vec<(&Client, Uuid)> = stream::iter(waiting.iter().copied())
+                .map(async |(client, message)| {
+                    let is_on_its_way = match client.record(message).await {
+                        Ok(record) => matches!(record.status.as_str(), "pending" | "sent"),
+                        Err(failure) => failure.status() != Some(404),
+                    };
+                    is_on_its_way.then_some((client, message))
+                })
+                .buffer_unordered(ASKED_AT_ONCE)
+                .filter_map(async |waits| waits)
+                .collect()
+                .await;
+            if still.len() < waiting.len() {
+                deadline = Instant::now() + DRAIN_DEADLINE;
             }
             waiting = still;
+            if let Some((client, message)) = waiting.first()
+                && Instant::now() >= deadline
+            {
+                let record = client.record(*message).await;
+                panic!("{} messages never arrive, one is {record:?}", waiting.len());
+            }
             for client in &self.clients {
                 empty(client, &self.recorder, deadline).await;
             }
         }
+    }
+
+    /// Who sent which message.
+    fn sent(&self, talk: &History) -> Vec<(&Client, Uuid)> {
+        let mut sent = Vec::new();
+        for (sender, messages) in messages_by_sender(talk) {
+            let client = self.clients.iter().find(|client| client.peer() == sender);
+            let client = client.expect("every sender has its client");
+            sent.extend(messages.into_iter().map(|message| (client, message)));
+        }
+        sent
     }
 }
 

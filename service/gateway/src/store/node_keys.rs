@@ -110,15 +110,7 @@ impl Store {
         purpose: &str,
         replica: Uuid,
     ) -> sqlx::Result<bool> {
-        sqlx::query!(
-            "update node_key set held_until = $3 where purpose = $1 and held_by = $2",
-            purpose,
-            replica,
-            now + NODE_KEY_LEASE
-        )
-        .execute(&self.pool)
-        .await
-        .map(|done| done.rows_affected() > 0)
+        self.move_lease(purpose, replica, now + NODE_KEY_LEASE).await
     }
 
     /// Gives up this replica's key for `purpose`, so that the next to start takes it over.
@@ -132,15 +124,24 @@ impl Store {
         purpose: &str,
         replica: Uuid,
     ) -> sqlx::Result<()> {
+        self.move_lease(purpose, replica, now).await.map(drop)
+    }
+
+    async fn move_lease(
+        &self,
+        purpose: &str,
+        replica: Uuid,
+        until: DateTime<Utc>,
+    ) -> sqlx::Result<bool> {
         sqlx::query!(
             "update node_key set held_until = $3 where purpose = $1 and held_by = $2",
             purpose,
             replica,
-            now
+            until
         )
         .execute(&self.pool)
         .await
-        .map(drop)
+        .map(|done| done.rows_affected() > 0)
     }
 
     fn open_node_key(
