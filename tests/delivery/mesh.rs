@@ -13,6 +13,8 @@ const PASSPHRASE: &str = "a long enough passphrase";
 async fn a_bootstrap_is_told_of_when_it_leads_nowhere_and_when_it_answers() {
     let mut there = meshed().start().await;
     let address = address(&there).await;
+    // Signals are heeded from then on.
+    logged(&there, r#""listening""#).await;
     assert!(there.terminate().await.success());
     let here = meshed().argument(format!("--bootstrap={address}")).start().await;
     let said = logged(&here, "a bootstrap leads nowhere").await;
@@ -37,7 +39,7 @@ async fn two_live_copies_of_a_gateway_are_noticed() {
     with_passphrase(&one, "export", &file);
     let bootstrap = format!("--bootstrap={}", address(&one).await);
     let mut other = meshed().argument(bootstrap).start().await;
-    assert!(other.terminate().await.success());
+    other.kill();
     with_passphrase(&other, "import", &file);
     other.resume().await;
     let deadline = Instant::now() + PATIENCE;

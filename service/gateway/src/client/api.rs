@@ -112,7 +112,12 @@ impl Api {
         let (status, headers) = (response.status(), response.headers().clone());
         let body = self.body(response).await?;
         if !status.is_success() {
-            return Err(refusal(status, &headers, &body));
+            return Err(match (&self.peer, &self.token) {
+                (Some(peer), None) if status == StatusCode::UNAUTHORIZED => {
+                    ClientError::NoToken { peer: peer.to_string(), url: self.base().to_owned() }
+                }
+                _ => refusal(status, &headers, &body),
+            });
         }
         // No body is an answer too, to those who expect none.
         let body = if body.is_empty() { b"null".as_slice() } else { &body };
