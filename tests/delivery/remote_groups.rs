@@ -193,6 +193,8 @@ async fn a_group_elsewhere_is_named_with_its_home_and_its_members_only_there() {
     let World { there, alice, bob, group, .. } = &world;
     add(alice, group, &there.address("bob")).await;
     take(bob, 1).await;
+    // It is listed a moment after it is shown.
+    until(|| async { membership(bob).await.as_deref() == Some("invited") }).await;
     // Asked and not answered.
     let refused = bob.send(&Draft::text(&world.address(), "hello?")).await.unwrap_err();
     assert_eq!(refused.status(), Some(403));
