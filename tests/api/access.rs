@@ -29,6 +29,46 @@ async fn sending_on_v1_as_another_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_and_a_named_caller_have_to_agree() {
+    let stage = Stage::set().await;
+    for path in ["/v1/inbox?peer=alice", "/v1/peers?peer=alice", "/v1/transports?peer=alice"] {
+        let refused = stage.mallory.call::<Value>(stage.mallory.request(Method::GET, path)).await;
+        assert_eq!(refused.unwrap_err().status(), Some(403), "{path}");
+        let agreed = stage.alice.call::<Value>(stage.alice.request(Method::GET, path)).await;
+        agreed.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cursor_is_a_position_as_documented() {
+    let stage = Stage::set().await;
+    let look = async |after: &str| {
+        let request = stage.alice.request(Method::GET, &format!("/v1/inbox?after={after}"));
+        stage.alice.call::<Value>(request).await.map(drop).map_err(|refused| refused.status())
+    };
+    assert_eq!(look("0").await, Ok(()));
+    for wrong in ["0000000000000000000", "%2B1", "-1", "."] {
+        assert_eq!(look(wrong).await, Err(Some(422)), "{wrong}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_with_a_gateway_is_told_where_it_does_not_fit() {
+    let stage = Stage::set().await;
+    let elsewhere = format!("bob@{}a", "a".repeat(51));
+    let body = json!({ "name": "Hikers", "members": [elsewhere] });
+    let request = stage.alice.request(Method::POST, "/v1/groups").json(&body);
+    let refused = stage.alice.call::<Value>(request).await.unwrap_err();
+    assert_eq!(refused.status(), Some(422));
+    assert!(format!("{refused:?}").contains("peer of another gateway"), "{refused:?}");
+    let path = format!("/v1/peers/{elsewhere}");
+    let request = stage.alice.request(Method::PATCH, &path).json(&json!({}));
+    let refused = stage.alice.call::<Value>(request).await.unwrap_err();
+    assert_eq!(refused.status(), Some(422));
+    assert!(format!("{refused:?}").contains("peer of another gateway"), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn sending_on_a_socket_as_another_is_refused() {
     let stage = Stage::set().await;
     let frame =

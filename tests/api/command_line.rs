@@ -41,6 +41,10 @@ async fn tokens_are_kept_for_their_owner_alone() {
     assert_eq!(again.status.code(), Some(1), "{again:?}");
     let complaint = String::from_utf8_lossy(&again.stderr).into_owned();
     assert!(complaint.contains("token"), "{complaint}");
+    let nameless = gateway.run(&["listen", "--as", "alice", "--count", "1"]);
+    assert_eq!(nameless.status.code(), Some(1), "{nameless:?}");
+    let complaint = String::from_utf8_lossy(&nameless.stderr).into_owned();
+    assert!(complaint.contains("no token of alice"), "{complaint}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,7 +173,8 @@ async fn the_doctor_finds_nothing_wrong_with_a_running_gateway() {
     assert_eq!(verdict(&report, "listen"), "ok");
     assert!(report.to_string().contains("served by a running gateway"));
     assert_eq!(verdict(&report, "Bluetooth"), "info");
-    assert_eq!(verdict(&report, "relays"), "info");
+    assert_eq!(verdict(&report, "mesh port"), "ok");
+    assert_eq!(verdict(&report, "mesh relays"), "info");
 }
 
 #[tokio::test(flavor = "multi_thread")]

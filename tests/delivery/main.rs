@@ -1,10 +1,12 @@
 //! From outbox to inbox: gateways in one process, each on a real Postgres of its own, joined by
-//! `memory` networks that lose, delay, double and part. Nothing here waits for a fixed time.
+//! `memory` networks that lose, delay, double and part; and what is said of `mesh`, by gateways in
+//! processes of their own. Nothing here waits for a fixed time.
 
 mod failover;
 mod faults;
 mod federation;
 mod hostile;
+mod mesh;
 mod privacy;
 mod remote_files;
 mod remote_groups;

@@ -148,15 +148,21 @@ async fn order_holds_through_the_home_whatever_gets_lost() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_no_member_is_refused_with_the_reason() {
-    let world = World::new(&[]).await;
-    let World { home, there, alice, bob, group, .. } = &world;
+    let world = World::new(&[QUICK]).await;
+    let World { network, home, there, alice, bob, group, .. } = &world;
     // Not even sent without consent.
     let refused = bob.send(&Draft::text(&world.address(), "let me in")).await.unwrap_err();
     assert_eq!(refused.status(), Some(403));
-    // Consent alone makes nobody a member.
+    // Consent alone makes nobody a member; until the home has said so, a message may be on its way.
+    network.set_faults(home.id(), there.id(), Faults { loss: 1.0, ..Faults::NONE });
     answer(bob, &world.key(), "accept").await.unwrap();
-    until(|| async { membership(bob).await.as_deref() == Some("refused") }).await;
     let sent = bob.send(&Draft::text(&world.address(), "let me in")).await.unwrap();
+    network.heal();
+    until(|| async { membership(bob).await.as_deref() == Some("refused") }).await;
+    // Once it has, the next is refused at once.
+    let refused = bob.send(&Draft::text(&world.address(), "let me in")).await.unwrap_err();
+    assert_eq!(refused.status(), Some(403));
+    assert!(format!("{refused:?}").contains("did not take bob"), "{refused:?}");
     let record = record_with_status(bob, sent.message_id, "failed").await;
     let reason = record.recipients[0].reason.clone().unwrap_or_default();
     assert!(reason.contains("not a member"), "{reason}");
@@ -179,6 +185,33 @@ async fn who_is_no_member_is_refused_with_the_reason() {
     answer(bob, &world.key(), "accept").await.unwrap();
     until(|| async { membership(bob).await.as_deref() == Some("refused") }).await;
     assert_eq!(members(alice, group).await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_elsewhere_is_named_with_its_home_and_its_members_only_there() {
+    let world = World::new(&[]).await;
+    let World { there, alice, bob, group, .. } = &world;
+    add(alice, group, &there.address("bob")).await;
+    take(bob, 1).await;
+    // It is listed a moment after it is shown.
+    until(|| async { membership(bob).await.as_deref() == Some("invited") }).await;
+    // Asked and not answered.
+    let refused = bob.send(&Draft::text(&world.address(), "hello?")).await.unwrap_err();
+    assert_eq!(refused.status(), Some(403));
+    assert!(format!("{refused:?}").contains("has not accepted"), "{refused:?}");
+    // The id alone is of this gateway, and says where the other is.
+    let refused = answer(bob, group, "accept").await.unwrap_err();
+    assert_eq!(refused.status(), Some(404));
+    assert!(format!("{refused:?}").contains(&world.key()), "{refused:?}");
+    answer(bob, &world.key(), "accept").await.unwrap();
+    world.until_member(bob).await;
+    let path = format!("/v1/groups/{}/members", world.key());
+    let refused = bob.call::<Value>(bob.request(Method::GET, &path)).await.unwrap_err();
+    assert_eq!(refused.status(), Some(404));
+    assert!(format!("{refused:?}").contains("only its home"), "{refused:?}");
+    // Named with its own home, a group is the same.
+    let own = get(alice, &format!("/v1/groups/{}/members", world.key())).await;
+    assert_eq!(own["members"].as_array().unwrap().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

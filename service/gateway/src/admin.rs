@@ -115,7 +115,7 @@ pub enum IdentityCommand {
 /// The file of an exported identity.
 #[derive(Args, Clone, Debug)]
 pub struct IdentityFileArgs {
-    /// The file; an export never overwrites one.
+    /// The file with the sealed identity: export makes it and overwrites none, import reads it.
     file: PathBuf,
 
     #[command(flatten)]
@@ -269,7 +269,11 @@ async fn rotate(args: &RotateArgs, store: &Store) -> anyhow::Result<String> {
         Some(_) => format!("start it with --master-key-file {}", successor.origin()),
         None => format!("back up {} again", successor.succeed()?.origin()),
     };
-    Ok(format!("keys of {identity} rotated, {} days sealed anew; {next}", rotated.days))
+    let days = match rotated.days {
+        1 => "1 day".to_owned(),
+        count => format!("{count} days"),
+    };
+    Ok(format!("keys of {identity} rotated, {days} sealed anew; {next}"))
 }
 
 fn print(line: &str) -> anyhow::Result<()> {

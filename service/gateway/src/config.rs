@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Args, Parser, ValueEnum};
 use fieldpost_envelope::GatewayId;
-use fieldpost_transport::StreamAddress;
+use fieldpost_transport::{MeshError, MeshOptions, StreamAddress};
 use secrecy::SecretString;
 
 pub use self::htx::{Admitted, Country, HtxConfig, PaceChoice};
@@ -119,7 +119,7 @@ pub struct Config {
     pub failover: Switch,
 
     /// How long a transport may be silent before the next is tried.
-    #[arg(long, env = "FIELDPOST_FAILOVER_TIMEOUT", value_parser = duration, default_value = "10s")]
+    #[arg(long, env = "FIELDPOST_FAILOVER_TIMEOUT", value_parser = positive, default_value = "10s")]
     pub failover_timeout: Duration,
 
     /// How long a message from elsewhere waits for a missing predecessor.
@@ -396,7 +396,41 @@ impl Config {
         }
         self.htx.validate(self.transports().any(|name| name == "htx"))
     }
+
+    /// What clap cannot check of options that speak of the transports of `--transports`; a program
+    /// that brings transports of its own has names of its own.
+    ///
+    /// # Errors
+    ///
+    /// Says which option is wrong and what would be right.
+    pub fn validate_transports(&self) -> Result<(), String> {
+        for name in &self.transport_priority {
+            if !PRIORITIES.contains(&name.as_str()) {
+                return Err(format!(
+                    "--transport-priority {name:?} is unknown: the names are ble, htx and mesh, in the \
+                     order of choice, such as htx,ble,mesh"
+                ));
+            }
+        }
+        self.mesh().check().map_err(|error| match error {
+            MeshError::Relay { .. } => format!("--mesh-relay: {error}"),
+            _ => format!("--bootstrap: {error}"),
+        })
+    }
+
+    /// The options of the transport `mesh`.
+    pub fn mesh(&self) -> MeshOptions {
+        MeshOptions {
+            listen: self.mesh_listen,
+            bootstrap: self.bootstrap.clone(),
+            relays: self.mesh_relay.clone(),
+            discovers: self.mesh_discovery == Switch::On,
+        }
+    }
 }
+
+/// What `--transport-priority` may name, built or not.
+const PRIORITIES: [&str; 3] = ["ble", "htx", "mesh"];
 
 /// Parses `250ms`, `10s`, `5m`, `2h`, `30d`; a bare number is seconds.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
@@ -450,6 +484,15 @@ fn stream_address(text: &str) -> Result<StreamAddress, String> {
     text.parse().map_err(|error: fieldpost_transport::ParseAddressError| {
         format!("{error}: streams are not encrypted, so write unix:PATH or tcp:127.0.0.1:PORT")
     })
+}
+
+/// Parses a duration that is not zero.
+fn positive(text: &str) -> Result<Duration, String> {
+    let duration = duration(text)?;
+    if duration.is_zero() {
+        return Err(format!("{text:?} leaves no time at all: write for example 10s"));
+    }
+    Ok(duration)
 }
 
 /// Parses an entry of `--trust`.
@@ -513,6 +556,38 @@ mod tests {
         let said = config(&["--trust=LAN"]).unwrap_err().to_string();
         assert!(said.contains("write lan, none or the id of a gateway"), "{said}");
         assert!(config(&["--trust=none,lan"]).unwrap().validate().is_err());
+    }
+
+    #[test]
+    fn what_speaks_of_transports_is_refused_before_anything_starts() {
+        const NODE: &str = "8a88e3dd7409f195fd52db2d3cba5d72ca6709bf1d94121bf3748801b40f6f5c";
+        let judge = |option: &str| {
+            Config::from_options([option])
+                .map_err(|error| error.to_string())
+                .and_then(|config| config.validate_transports())
+        };
+        for good in [
+            format!("--bootstrap={NODE}@post.example:4000,{NODE}@[::1]:4000"),
+            "--mesh-relay=https://relay.example".to_owned(),
+            "--transport-priority=mesh".to_owned(),
+            "--failover-timeout=1ms".to_owned(),
+        ] {
+            assert_eq!(judge(&good), Ok(()), "{good}");
+        }
+        for (bad, said) in [
+            ("--bootstrap=post.example:4000", "NODE@HOST:PORT"),
+            ("--bootstrap=", "NODE@HOST:PORT"),
+            (&format!("--bootstrap={NODE}"), "where relays are named"),
+            ("--mesh-relay=relay.example", "https://relay.example"),
+            ("--mesh-relay=file:///relay", "https://relay.example"),
+            ("--transport-priority=foo", "ble, htx and mesh"),
+            ("--failover-timeout=0s", "10s"),
+        ] {
+            let refusal = judge(bad).expect_err(bad);
+            assert!(refusal.contains(said), "{bad}: {refusal}");
+            let option = bad.split_once('=').unwrap().0;
+            assert!(refusal.contains(option), "{bad}: {refusal}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod database;
 mod machine;
+mod mesh;
 mod mixnet;
 mod network;
 
@@ -82,13 +83,14 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
     findings.extend(machine::examine(config).await);
     findings.extend(database::examine(&config.database).await);
     findings.extend(network::examine(config).await);
+    findings.extend(mesh::examine(config).await);
     findings.push(trust(config));
     findings.extend(mixnet::examine(config));
     findings
 }
 
 fn options(config: &Config) -> Finding {
-    match config.validate() {
+    match config.validate().and_then(|()| config.validate_transports()) {
         Ok(()) => Finding::ok("options", "can be used together"),
         Err(problem) => Finding::failure("options", problem, "change the option"),
     }

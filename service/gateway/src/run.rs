@@ -69,6 +69,7 @@ const WORKERS_GRACE: Duration = Duration::from_secs(10);
 /// Says what keeps it from starting, or which part of it failed.
 pub async fn serve(config: Config) -> anyhow::Result<()> {
     check(&config)?;
+    config.validate_transports().map_err(anyhow::Error::msg)?;
     let telemetry = telemetry::init(config.otlp_endpoint.as_deref())?;
     let outcome = serve_observed(config).await;
     telemetry.shutdown().await;
@@ -110,6 +111,9 @@ pub struct Running {
 /// it nobody knows who the gateway is.
 pub async fn start(config: Config, connect: Option<Connect>) -> anyhow::Result<Running> {
     check(&config)?;
+    if connect.is_none() {
+        config.validate_transports().map_err(anyhow::Error::msg)?;
+    }
     let metrics = telemetry::metrics::install()?;
     let connections = connections_allowed();
     let tls = serve::tls(&config)?;

@@ -65,6 +65,29 @@ impl Refusal {
         Self::Stalled,
     ];
 
+    /// A word for it, as counters are labelled.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Shutdown => "shutdown",
+            Self::Duplicate => "duplicate",
+            Self::Idle => "idle",
+            Self::Silent => "silent",
+            Self::HelloTooLate => "hello_too_late",
+            Self::HalfOpen => "half_open",
+            Self::TooManyLinks => "too_many_links",
+            Self::TooManyLinksOfGateway => "too_many_links_of_gateway",
+            Self::Version => "version",
+            Self::Nonsense => "nonsense",
+            Self::Oversized => "oversized",
+            Self::CertificateForged => "certificate_forged",
+            Self::CertificateExpired => "certificate_expired",
+            Self::CertificateOfAnother => "certificate_of_another",
+            Self::Ours => "ours",
+            Self::ForeignRoster => "foreign_roster",
+            Self::Stalled => "stalled",
+        }
+    }
+
     /// The number by which the other side is told.
     pub fn code(self) -> u32 {
         self as u32

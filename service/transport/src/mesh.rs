@@ -10,6 +10,8 @@ mod discovery;
 mod drive;
 mod files;
 mod link;
+mod notices;
+mod probe;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -68,6 +70,25 @@ pub struct MeshOptions {
     pub discovers: bool,
 }
 
+impl MeshOptions {
+    /// Whether an endpoint can start with them, as far as the words alone say.
+    ///
+    /// # Errors
+    ///
+    /// Names the entry that is not understood, and says what was expected.
+    pub fn check(&self) -> Result<(), MeshError> {
+        self.parse().map(drop)
+    }
+
+    fn parse(&self) -> Result<(Vec<RelayUrl>, Vec<Bootstrap>), MeshError> {
+        let relays = self.relays.iter().map(|relay| parse_relay(relay));
+        let relays = relays.collect::<Result<Vec<_>, _>>()?;
+        let bootstrap = self.bootstrap.iter().map(|entry| Bootstrap::parse(entry, &relays));
+        let bootstrap = bootstrap.collect::<Result<Vec<_>, _>>()?;
+        Ok((relays, bootstrap))
+    }
+}
+
 /// Why an endpoint does not start.
 #[derive(Debug, Error)]
 pub enum MeshError {
@@ -77,8 +98,8 @@ pub enum MeshError {
     /// An entry of `--bootstrap` is not understood.
     #[error(
         "the bootstrap entry {entry:?} is not understood: expected NODE@HOST:PORT, \
-         NODE@https://RELAY or NODE, where NODE is 64 hexadecimal digits as the other gateway \
-         prints them"
+         NODE@https://RELAY or, where relays are named, NODE alone; NODE is 64 hexadecimal digits \
+         that the other gateway prints at its start"
     )]
     Bootstrap {
         /// The entry.
@@ -124,7 +145,17 @@ struct Shared {
     drained: Mutex<BTreeMap<GatewayId, (usize, usize)>>,
     files: RwLock<Option<Arc<dyn FileSource>>>,
     counters: Mutex<MeshCounters>,
+    kin: watch::Sender<Arc<BTreeSet<[u8; 32]>>>,
     is_stopping: AtomicBool,
+}
+
+impl Shared {
+    /// A node has proved that it is of this gateway.
+    fn note_kin(&self, node: NodeId) {
+        self.kin.send_if_modified(|kin| {
+            kin.len() < KIN && !kin.contains(&node.0) && Arc::make_mut(kin).insert(node.0)
+        });
+    }
 }
 
 #[derive(Default)]
@@ -155,13 +186,7 @@ impl MeshTransport {
         if verified.node != node.0 {
             return Err(unusable("it names another node key".into()));
         }
-        let relays =
-            options.relays.iter().map(|relay| parse_relay(relay)).collect::<Result<Vec<_>, _>>()?;
-        let bootstrap = options
-            .bootstrap
-            .iter()
-            .map(|entry| Bootstrap::parse(entry, &relays))
-            .collect::<Result<Vec<_>, _>>()?;
+        let (relays, bootstrap) = options.parse()?;
         let endpoint = bind(options.listen, secret, relays).await?;
         let discovery = match options.discovers {
             true => Some(Discovery::start(&endpoint).map_err(MeshError::Discovery)?),
@@ -229,6 +254,12 @@ impl MeshTransport {
     /// Shows another certificate for the same node key from now on, on the links there are too.
     pub fn renew(&self, certificate: SignedCertificate) {
         self.post(|posted| posted.certificate = Some(certificate));
+    }
+
+    /// Nodes that have shown a certificate of this very gateway: its replicas, and those of a copy of
+    /// it. At most 64 are remembered.
+    pub fn kin(&self) -> watch::Receiver<Arc<BTreeSet<[u8; 32]>>> {
+        self.shared.kin.subscribe()
     }
 
     /// What another gateway gives to `--bootstrap` to find this one, an entry for each address.
@@ -415,7 +446,9 @@ fn transport_config() -> QuicTransportConfig {
 }
 
 fn parse_relay(relay: &str) -> Result<RelayUrl, MeshError> {
-    relay.parse().map_err(|_| MeshError::Relay { relay: relay.to_owned() })
+    let url: Option<RelayUrl> = relay.parse().ok();
+    url.filter(|url| matches!(url.scheme(), "https" | "http") && url.has_host())
+        .ok_or_else(|| MeshError::Relay { relay: relay.to_owned() })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -432,6 +465,7 @@ const MAX_ENVELOPE: usize = MAX_CONTENT + (limits::SIGNED - limits::CONTENT);
 const INPUTS: usize = 1024;
 const ROSTERS: usize = 16;
 const POSTED_ROSTERS: usize = 32;
+const KIN: usize = 64;
 const STREAMS: u32 = 64;
 const STREAM_WINDOW: u32 = 1024 * 1024;
 const LINK_WINDOW: u32 = 8 * 1024 * 1024;

@@ -112,7 +112,7 @@ impl Api {
         let (status, headers) = (response.status(), response.headers().clone());
         let body = self.body(response).await?;
         if !status.is_success() {
-            return Err(refusal(status, &headers, &body));
+            return Err(self.refused(status, &headers, &body));
         }
         // No body is an answer too, to those who expect none.
         let body = if body.is_empty() { b"null".as_slice() } else { &body };
@@ -120,6 +120,21 @@ impl Api {
             url: self.base().to_owned(),
             cause: format!("an answer that cannot be read: {error}"),
         })
+    }
+
+    /// What a refusal says to whoever calls by this.
+    pub(super) fn refused(
+        &self,
+        status: StatusCode,
+        headers: &HeaderMap,
+        body: &[u8],
+    ) -> ClientError {
+        match (&self.peer, &self.token) {
+            (Some(peer), None) if status == StatusCode::UNAUTHORIZED => {
+                ClientError::NoToken { peer: peer.to_string(), url: self.base().to_owned() }
+            }
+            _ => refusal(status, headers, body),
+        }
     }
 
     /// As [`call`](Self::call), again and again while the failure may pass and `deadline` allows.
@@ -200,7 +215,7 @@ impl<R: Rng> Backoff<R> {
 }
 
 /// What the gateway says of its refusal: the `detail` of a problem, or of a mirrored surface.
-pub(super) fn refusal(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> ClientError {
+fn refusal(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> ClientError {
     #[derive(Deserialize)]
     struct Problem {
         detail: String,

@@ -22,6 +22,17 @@ pub enum ClientError {
         /// When the gateway asks to try again.
         retry_after: Option<Duration>,
     },
+    /// The gateway asks for a token, and none of the peer's is known here.
+    #[error(
+        "no token of {peer} for {url} is kept here: run fieldpost peer register {peer}, or give its \
+         token by --token or FIELDPOST_TOKEN (HTTP 401)"
+    )]
+    NoToken {
+        /// Who was named.
+        peer: String,
+        /// The gateway.
+        url: String,
+    },
     /// Nobody answers.
     #[error("cannot reach {url}: {cause}; is `fieldpost serve` running there?")]
     Unreachable {
@@ -106,6 +117,7 @@ impl ClientError {
             Self::Unreachable { .. } | Self::Unexpected { .. } => 5,
             Self::Refused { status, .. } if status.is_server_error() => 5,
             Self::Refused { .. }
+            | Self::NoToken { .. }
             | Self::File { .. }
             | Self::Credentials { .. }
             | Self::NoHome

@@ -28,7 +28,7 @@ use tokio_tungstenite::{
 
 use super::{
     ClientError, Connection,
-    api::{Api, Backoff, refusal},
+    api::{Api, Backoff},
     output::{Output, printable},
 };
 use crate::http::caller::PEER_HEADER;
@@ -251,7 +251,7 @@ async fn connect(api: &Api) -> Result<Socket, ClientError> {
             let status = StatusCode::from_u16(response.status().as_u16());
             let body = response.body().as_deref().unwrap_or_default();
             let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            Err(refusal(status, response.headers(), body))
+            Err(api.refused(status, response.headers(), body))
         }
         Ok(Err(error)) => Err(unreachable(api, error.to_string())),
         Err(_) => Err(unreachable(api, "no answer in time".to_owned())),

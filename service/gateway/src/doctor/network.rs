@@ -64,7 +64,7 @@ async fn port(
 }
 
 /// Where a server on `address` is reached from its own machine.
-fn probe_url(address: SocketAddr, tls: bool, path: &str) -> String {
+pub(super) fn probe_url(address: SocketAddr, tls: bool, path: &str) -> String {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
@@ -74,7 +74,7 @@ fn probe_url(address: SocketAddr, tls: bool, path: &str) -> String {
     format!("{scheme}://{}{path}", SocketAddr::new(ip, address.port()))
 }
 
-async fn answers_as_gateway(url: &str) -> bool {
+pub(super) async fn answers_as_gateway(url: &str) -> bool {
     // The certificate is for the public name, not for loopback; nothing secret is sent.
     let client = Client::builder().timeout(PROBE_TIMEOUT).danger_accept_invalid_certs(true).build();
     let Ok(client) = client else { return false };

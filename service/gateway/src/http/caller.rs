@@ -144,6 +144,13 @@ impl Caller {
                 }
                 caller.peer = Some(name);
             }
+        } else if let Some(peer) = &caller.peer {
+            // What the token says stands; a request that says otherwise is not what its sender thinks.
+            if let Some(other) = named_in_head(uri, headers)?.iter().find(|name| *name != peer) {
+                return Err(ApiError::forbidden(format!(
+                    "the request names {other}, but the token is not {other}'s"
+                )));
+            }
         }
         Ok(caller)
     }

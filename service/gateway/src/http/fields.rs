@@ -5,7 +5,7 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 use chrono::{DateTime, Utc};
-use fieldpost_envelope::{PeerAddress, PeerId};
+use fieldpost_envelope::{AddressError, PeerAddress, PeerId};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -117,7 +117,22 @@ pub fn text(field: &str, text: String, least: usize, most: usize) -> Result<Stri
 
 /// Reads a peer's name from a body.
 pub fn peer(field: &str, text: &str) -> Result<PeerId, ApiError> {
-    text.parse().map_err(|error| ApiError::invalid(&body(field), format!("{field}: {error}")))
+    text.parse().map_err(|error| ApiError::invalid(&body(field), own_peer(field, text, &error)))
+}
+
+/// What is wrong with the name of a peer of this gateway.
+pub fn own_peer(field: &str, text: &str, error: &AddressError) -> String {
+    match text.parse::<PeerAddress>() {
+        Ok(PeerAddress { gateway: Some(_), .. }) => format!(
+            "{field}: {text} is a peer of another gateway; here only peers of this gateway, named \
+             without one, are taken"
+        ),
+        _ if text.contains('@') => format!(
+            "{field}: {text:?} is no peer of this gateway: expected 1 to 128 of A-Z a-z 0-9 . _ : -, the \
+             first a letter or digit"
+        ),
+        _ => format!("{field}: {error}"),
+    }
 }
 
 /// Reads the name of a peer here or elsewhere from a body.

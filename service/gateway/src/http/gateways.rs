@@ -34,7 +34,7 @@ pub struct GatewayInfo {
     gateway_id: String,
     /// Whether a name without a gateway may lead there: it is in `--trust`, or nearby and `lan` is.
     trusted: bool,
-    /// Whether it was found on the local network.
+    /// Whether it is in reach now and was found on the local network.
     nearby: bool,
     /// The transports that reach it now.
     transports: Vec<String>,
@@ -131,7 +131,7 @@ impl GatewayInfo {
         Self {
             gateway_id: one.gateway.to_string(),
             trusted: one.is_trusted(gateway.rosters.trust()),
-            nearby: one.is_nearby,
+            nearby: one.is_nearby && !transports.is_empty(),
             transports,
             peers: one.peers,
             heard_at: Some(one.heard_at),

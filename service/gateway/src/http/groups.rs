@@ -226,7 +226,8 @@ pub(super) async fn members(
     Query(page): Query<PageQuery>,
 ) -> Result<axum::Json<GroupMemberList>, ApiError> {
     let (reader, limit) = (caller.require()?, page.limit()?);
-    let group = gateway.store.group(&known_group(&group_id)?, Some(&reader)).await??;
+    let group =
+        gateway.store.group(&elsewhere::own_group(&gateway, &group_id)?, Some(&reader)).await??;
     let members = gateway.store.group_members_page(&group.id, &page.after()?, limit, true).await?;
     let next = fields::next_cursor(&members, limit, |member| &member.peer);
     let members = members.iter().map(GroupMember::try_from).collect::<Result<_, _>>()?;
@@ -270,7 +271,7 @@ pub(super) async fn add_member(
     Path(group_id): Path<String>,
     Json(request): Json<AddGroupMember>,
 ) -> Result<(StatusCode, axum::Json<GroupMember>), ApiError> {
-    let (caller, group_id) = (caller.require()?, known_group(&group_id)?);
+    let (caller, group_id) = (caller.require()?, elsewhere::own_group(&gateway, &group_id)?);
     let peer =
         fields::address("peer", &request.peer)?.seen_from(gateway.store.identity()?.gateway_id);
     let role = request.role.into();
@@ -318,7 +319,7 @@ pub(super) async fn change_role(
     Path((group_id, peer)): Path<(String, String)>,
     Json(request): Json<ChangeGroupRole>,
 ) -> Result<axum::Json<GroupMember>, ApiError> {
-    let (caller, group_id) = (caller.require()?, known_group(&group_id)?);
+    let (caller, group_id) = (caller.require()?, elsewhere::own_group(&gateway, &group_id)?);
     let actor = Actor::Peer(&caller);
     let peer = known_member(&gateway, &peer)?;
     let member = gateway.store.change_role(&group_id, actor, &peer, request.role.into()).await??;
@@ -349,7 +350,7 @@ pub(super) async fn remove_member(
     caller: Caller,
     Path((group_id, peer)): Path<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
-    let (caller, group_id) = (caller.require()?, known_group(&group_id)?);
+    let (caller, group_id) = (caller.require()?, elsewhere::own_group(&gateway, &group_id)?);
     let (actor, peer) = (Actor::Peer(&caller), known_member(&gateway, &peer)?);
     let removal =
         gateway.store.remove_member(&group_id, actor, &peer, Succession::Appointed).await??;

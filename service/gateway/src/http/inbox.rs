@@ -35,6 +35,8 @@ use crate::{
 const LONGEST_WAIT: i64 = 60;
 /// How many messages an event stream reads at a time.
 const STREAM_PAGE: usize = 100;
+/// As many digits as a position can have.
+const MOST_DIGITS: usize = 18;
 /// The most messages that one confirmation names.
 const MAX_CONFIRMED: usize = 1000;
 
@@ -259,7 +261,9 @@ impl Cursor {
             Some((epoch, seq)) => (Some(Uuid::try_parse(epoch).map_err(|_| wrong())?), seq),
             None => (None, text),
         };
-        let seq: Seq = seq.parse().ok().filter(|seq| *seq >= 0).ok_or_else(wrong)?;
+        let is_number = (1..=MOST_DIGITS).contains(&seq.len())
+            && seq.bytes().all(|digit| digit.is_ascii_digit());
+        let seq: Seq = seq.parse().ok().filter(|_| is_number).ok_or_else(wrong)?;
         let current = gateway.store.identity()?.epoch;
         Ok(if epoch.is_none_or(|epoch| epoch == current) { seq } else { 0 })
     }

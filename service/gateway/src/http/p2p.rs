@@ -15,6 +15,7 @@ use crate::{
         caller::Caller,
         error::{ApiError, Detail},
         fields::mirrored_time,
+        status::reached as reached_by,
     },
 };
 
@@ -142,7 +143,7 @@ fn reached(gateway: &Gateway, wanted: impl Fn(&str) -> bool) -> usize {
         .transports
         .iter()
         .filter(|transport| wanted(transport.name()))
-        .map(|transport| transport.reachable().borrow().len())
+        .map(|transport| reached_by(transport.as_ref()))
         .sum()
 }
 

@@ -509,7 +509,9 @@ fn no_such_peer(peer: &PeerId) -> ApiError {
 }
 
 fn peer_in_path(text: &str) -> Result<PeerId, ApiError> {
-    text.parse().map_err(|error| ApiError::invalid("path.peer_id", format!("peer_id: {error}")))
+    text.parse().map_err(|error| {
+        ApiError::invalid("path.peer_id", fields::own_peer("peer_id", text, &error))
+    })
 }
 
 /// Who looks: a peer; nobody in particular for operators and, with `--auth open`, for those who do

@@ -209,13 +209,20 @@ impl TransportInfo {
             supports_store_and_forward: can.supports_store_and_forward,
             supports_multi_hop: can.supports_multi_hop,
             max_hops: can.max_hops,
-            reaches: transport.reachable().borrow().len(),
+            reaches: reached(transport.as_ref()),
             measured_latency_ms: measured.latency(now).map(|time| time.as_secs_f64() * 1000.0),
             measured_loss: measured.success(now).map(|success| (1.0 - success).clamp(0.0, 1.0)),
             envelopes_sent: does.envelopes_sent,
             envelopes_received: does.envelopes_received,
         }
     }
+}
+
+/// The gateways and phones that a transport reaches; everybody who hears a broadcast is none of them.
+pub(super) fn reached(transport: &dyn Transport) -> usize {
+    let reachable = transport.reachable();
+    let reachable = reachable.borrow();
+    reachable.iter().filter(|target| !target.starts_with("transport:")).count()
 }
 
 /// List the transports that run: what each can do, and how it does now.

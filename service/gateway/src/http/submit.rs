@@ -15,7 +15,12 @@ use crate::{
         addressing::{self, Found},
         error::ApiError,
     },
-    store::{FanOut, GroupTraffic, names::MAX_AWAITED, quota::Full, remote_groups::RemoteGroup},
+    store::{
+        FanOut, GroupTraffic,
+        names::MAX_AWAITED,
+        quota::Full,
+        remote_groups::{Membership, RemoteGroup},
+    },
 };
 
 /// The longest time to live, in seconds: 30 days.
@@ -479,9 +484,29 @@ async fn resolve_remote_group(
     draft: &Draft,
     group: RemoteGroup,
 ) -> Result<Vec<Target>, ApiError> {
-    if !gateway.store.has_joined(sender, &group).await? {
-        let group = group.key();
-        return Err(ApiError::forbidden(format!("{sender} has not joined group:{group}")));
+    let standing = gateway.store.remote_groups_page(sender, "", 1, Some(&group)).await?;
+    let key = group.key();
+    match standing.into_iter().next() {
+        None => {
+            return Err(ApiError::forbidden(format!("{sender} has not joined group:{key}")));
+        }
+        Some(standing) => match standing.membership {
+            // Whether the home takes one that has just consented, it says later.
+            Membership::Joining | Membership::Member => {}
+            Membership::Invited => {
+                return Err(ApiError::forbidden(format!(
+                    "{sender} was asked into group:{key} and has not accepted: POST \
+                     /v1/groups/{key}/accept"
+                )));
+            }
+            Membership::Refused => {
+                let reason = standing.refusal.unwrap_or_else(|| "it did not answer".to_owned());
+                return Err(ApiError::forbidden(format!(
+                    "the home of group:{key} did not take {sender}: {reason}; to join, accept again \
+                     once you have been asked anew"
+                )));
+            }
+        },
     }
     // The way to a group is the way to any peer of its home.
     if !can_ever_carry(gateway, draft, &PeerAddress::remote(sender.clone(), group.home)) {

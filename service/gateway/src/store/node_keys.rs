@@ -113,6 +113,21 @@ impl Store {
         self.move_lease(purpose, replica, now + NODE_KEY_LEASE).await
     }
 
+    /// Whether a node key is one of a replica on this database, of now or of the last days.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be asked.
+    pub async fn is_own_node(&self, purpose: &str, node: [u8; 32]) -> sqlx::Result<bool> {
+        sqlx::query_scalar!(
+            r#"select exists (select from node_key where purpose = $1 and node = $2) as "is_own!""#,
+            purpose,
+            node.as_slice(),
+        )
+        .fetch_one(&self.pool)
+        .await
+    }
+
     /// Gives up this replica's key for `purpose`, so that the next to start takes it over.
     ///
     /// # Errors

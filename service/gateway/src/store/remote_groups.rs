@@ -57,6 +57,8 @@ pub struct RemoteGroupRecord {
     pub invited_by: Option<String>,
     /// How the peer stands to it.
     pub membership: Membership,
+    /// Why the home did not take it, in the home's words.
+    pub refusal: Option<String>,
     /// Since when.
     pub changed_at: DateTime<Utc>,
 }
@@ -222,7 +224,7 @@ impl Store {
         let rows = sqlx::query!(
             r#"
             select g.group_id, g.name, g.invited_by, g.state, g.changed_at, o.stage as "stage?",
-                   d.status as "status?"
+                   d.status as "status?", d.reason as "reason?"
             from remote_group g
             left join outbox o
                 on (o.message_id, o.sender, o.recipient) = (g.told_by, g.peer, 'group:' || g.group_id)
@@ -250,6 +252,7 @@ impl Store {
                     (_, None, _) => Membership::Member,
                 },
                 id: row.group_id,
+                refusal: row.reason.filter(|_| row.state != "invited"),
                 name: row.name,
                 invited_by: row.invited_by,
                 changed_at: row.changed_at,

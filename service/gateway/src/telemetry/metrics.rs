@@ -44,6 +44,15 @@ pub const MIXNET_LISTED: &str = "fieldpost_mixnet_listed";
 pub const ROSTERS_RECEIVED_TOTAL: &str = "fieldpost_rosters_received_total";
 /// Peers in our own roster.
 pub const ROSTER_PEERS: &str = "fieldpost_roster_peers";
+/// Links to other gateways that `mesh` ended or refused, by `reason`; closing down and links that were
+/// doubled are among them.
+pub const MESH_LINKS_REFUSED_TOTAL: &str = "fieldpost_mesh_links_refused_total";
+/// Links of `mesh` that said hello and were believed.
+pub const MESH_LINKS_OPENED_TOTAL: &str = "fieldpost_mesh_links_opened_total";
+/// Attempts of `mesh` to dial another gateway.
+pub const MESH_DIALS_TOTAL: &str = "fieldpost_mesh_dials_total";
+/// Envelopes that `mesh` had brought again later, since too many waited here.
+pub const MESH_ENVELOPES_PUT_OFF_TOTAL: &str = "fieldpost_mesh_envelopes_put_off_total";
 /// Deliveries that ended because their time was over.
 pub const DELIVERIES_EXPIRED_TOTAL: &str = "fieldpost_deliveries_expired_total";
 /// Rows that wait, by `queue`, counted up to 100 000.
@@ -130,6 +139,18 @@ fn describe() {
     describe_gauge!(MIXNET_LISTED, Unit::Count, "1 while that document has this node's keys");
     describe_counter!(ROSTERS_RECEIVED_TOTAL, Unit::Count, "Rosters of other gateways that came");
     describe_gauge!(ROSTER_PEERS, Unit::Count, "Peers in our own roster");
+    describe_counter!(
+        MESH_LINKS_REFUSED_TOTAL,
+        Unit::Count,
+        "Links that mesh ended or refused, by reason"
+    );
+    describe_counter!(MESH_LINKS_OPENED_TOTAL, Unit::Count, "Links of mesh that were believed");
+    describe_counter!(MESH_DIALS_TOTAL, Unit::Count, "Attempts of mesh to dial another gateway");
+    describe_counter!(
+        MESH_ENVELOPES_PUT_OFF_TOTAL,
+        Unit::Count,
+        "Envelopes that mesh had brought again later, since too many waited"
+    );
     describe_counter!(DELIVERIES_EXPIRED_TOTAL, Unit::Count, "Deliveries whose time was over");
     describe_gauge!(QUEUE_ROWS, Unit::Count, "Rows that wait, by queue, counted up to 100 000");
     describe_gauge!(CONNECTED_PEERS, Unit::Count, "Peers with at least one open socket");

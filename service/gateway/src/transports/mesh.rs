@@ -1,18 +1,20 @@
 //! The `mesh` transport of a replica: its node key under a lease, its certificate, its options.
 
-use std::{fmt::Display, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt::Display, sync::Arc, time::Duration};
 
 use fieldpost_envelope::NodePurpose;
-use fieldpost_transport::{MeshOptions, MeshTransport};
+use fieldpost_transport::{MeshRefusal, MeshTransport};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::{CERTIFICATE_LIFETIME, LateTransport, MESH, certify};
-use crate::{Gateway, config::Switch, store::NODE_KEY_LEASE};
+use crate::{Gateway, store::NODE_KEY_LEASE, telemetry::metrics as names};
 
 /// Between two attempts to start, at first and at last.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Between two looks at what the transport has counted.
+const COUNTED_EVERY: Duration = Duration::from_secs(2);
 
 /// Starts it as soon as that can be done, and keeps its key and certificate, until `stop`.
 ///
@@ -29,6 +31,8 @@ pub(super) async fn keep(
             () = stop.cancelled() => {}
             () = late.run(mesh.clone()) => {}
             () = renew(&gateway, &mesh) => {}
+            () = look_for_copies(&gateway, &mesh) => {}
+            () = count(&mesh) => {}
         }
         stop.cancelled().await;
         let now = gateway.clock.now();
@@ -63,13 +67,7 @@ async fn try_start(gateway: &Gateway, alone: bool) -> Result<Arc<MeshTransport>,
         .map_err(|error| says(&error))?;
     let certificate = certify(gateway, NodePurpose::Mesh, key.verifying_key().to_bytes(), now)
         .map_err(|error| says(&error))?;
-    let config = &gateway.config;
-    let options = MeshOptions {
-        listen: config.mesh_listen,
-        bootstrap: config.bootstrap.clone(),
-        relays: config.mesh_relay.clone(),
-        discovers: config.mesh_discovery == Switch::On,
-    };
+    let options = gateway.config.mesh();
     let clock = gateway.clock.clone();
     let now = Arc::new(move || clock.now().into());
     let mesh = MeshTransport::start(options, key.to_bytes(), certificate, now)
@@ -105,5 +103,65 @@ async fn renew(gateway: &Gateway, mesh: &MeshTransport) {
             }
             Err(error) => tracing::warn!(%error, "the node's certificate was not renewed"),
         }
+    }
+}
+
+/// Says so, once for each, when nodes show certificates of this gateway that are none of its replicas:
+/// two live copies of a gateway take each other's messages.
+async fn look_for_copies(gateway: &Gateway, mesh: &MeshTransport) {
+    let mut kin = mesh.kin();
+    let mut judged = BTreeSet::new();
+    loop {
+        let nodes: Vec<[u8; 32]> = kin.borrow_and_update().difference(&judged).copied().collect();
+        for node in nodes {
+            gateway.readiness.until_ready().await;
+            // Its own key in another's hands is a copy of the whole database.
+            let is_replica = match node == mesh.node() {
+                true => Ok(false),
+                false => gateway.store.is_own_node(MESH, node).await,
+            };
+            match is_replica {
+                Ok(is_replica) => {
+                    judged.insert(node);
+                    if !is_replica {
+                        tell_of_copy(node);
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "a node of ours could not be looked up"),
+            }
+        }
+        let is_settled = kin.borrow().is_subset(&judged);
+        if is_settled {
+            if kin.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        } else {
+            sleep(FIRST_PAUSE).await;
+        }
+    }
+}
+
+fn tell_of_copy(node: [u8; 32]) {
+    tracing::warn!(
+        node.id = %data_encoding::HEXLOWER.encode(&node),
+        "a second copy of this gateway runs: a node with its identity, but none of the replicas on this \
+         database. Messages to this gateway may end at either. End one of the two; if both are to \
+         run, let them use one database, or give one an identity of its own by a new database. A \
+         replica that has not been restarted since `keys rotate` looks the same: restart it"
+    );
+}
+
+/// Shows what the transport has counted among the metrics.
+async fn count(mesh: &MeshTransport) {
+    loop {
+        let counters = mesh.counters();
+        for refusal in MeshRefusal::ALL {
+            metrics::counter!(names::MESH_LINKS_REFUSED_TOTAL, "reason" => refusal.word())
+                .absolute(counters.refused(refusal));
+        }
+        metrics::counter!(names::MESH_LINKS_OPENED_TOTAL).absolute(counters.links_opened);
+        metrics::counter!(names::MESH_DIALS_TOTAL).absolute(counters.dials);
+        metrics::counter!(names::MESH_ENVELOPES_PUT_OFF_TOTAL).absolute(counters.envelopes_put_off);
+        sleep(COUNTED_EVERY).await;
     }
 }

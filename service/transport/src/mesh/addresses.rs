@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    fmt,
     net::SocketAddr,
 };
 
@@ -9,7 +10,7 @@ use fieldpost_peering::NodeId;
 use iroh::{Endpoint, EndpointAddr, EndpointId, RelayUrl, TransportAddr};
 use tokio::net::lookup_host;
 
-use super::MeshError;
+use super::{MeshError, parse_relay};
 
 /// An entry of `--bootstrap`.
 #[derive(Clone, Debug)]
@@ -36,11 +37,14 @@ impl Bootstrap {
         let node: EndpointId = node.parse().map_err(|_| misfit())?;
         let place = match place {
             Some(url) if url.contains("://") => {
-                Place::Relays(vec![url.parse().map_err(|_| misfit())?])
+                Place::Relays(vec![parse_relay(url).map_err(|_| misfit())?])
             }
             Some(host) => {
                 let (name, port) = host.rsplit_once(':').ok_or_else(misfit)?;
-                if name.is_empty() || port.parse::<u16>().is_err() {
+                let is_port = port.parse::<u16>().is_ok_and(|port| port != 0);
+                // An address of version 6 has brackets, or its last part would be taken for a port.
+                let is_name = !name.is_empty() && (name.starts_with('[') || !name.contains(':'));
+                if !is_port || !is_name || name.contains(char::is_whitespace) {
                     return Err(misfit());
                 }
                 Place::Host(host.to_owned())
@@ -49,6 +53,18 @@ impl Bootstrap {
             None => Place::Relays(relays.to_vec()),
         };
         Ok(Self { node: NodeId(*node.as_bytes()), place })
+    }
+}
+
+impl fmt::Display for Bootstrap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            Place::Host(host) => f.write_str(host),
+            Place::Relays(relays) => {
+                let relays: Vec<&str> = relays.iter().map(|relay| relay.as_str()).collect();
+                f.write_str(&relays.join(", "))
+            }
+        }
     }
 }
 
@@ -85,22 +101,28 @@ impl AddressBook {
 }
 
 impl Places {
-    /// Looks up the names among them.
-    pub(super) async fn resolve(self, node: EndpointId) -> EndpointAddr {
+    /// Looks up the names among them; says why if nothing is known of any.
+    pub(super) async fn resolve(self, node: EndpointId) -> Result<EndpointAddr, String> {
         let mut addresses: Vec<TransportAddr> =
             self.nearby.into_iter().map(TransportAddr::Ip).collect();
+        let mut problem = None;
         for place in self.bootstrap {
             match place {
-                Place::Host(host) => {
-                    let found = lookup_host(&host).await.into_iter().flatten();
-                    addresses.extend(found.take(MOST_OF_A_HOST).map(TransportAddr::Ip));
-                }
+                Place::Host(host) => match lookup_host(&host).await {
+                    Ok(found) => {
+                        addresses.extend(found.take(MOST_OF_A_HOST).map(TransportAddr::Ip));
+                    }
+                    Err(error) => problem = Some(format!("{host} is not found: {error}")),
+                },
                 Place::Relays(relays) => {
                     addresses.extend(relays.into_iter().map(TransportAddr::Relay));
                 }
             }
         }
-        EndpointAddr::from_parts(node, addresses)
+        match problem {
+            Some(problem) if addresses.is_empty() => Err(problem),
+            _ => Ok(EndpointAddr::from_parts(node, addresses)),
+        }
     }
 }
 
@@ -138,9 +160,19 @@ mod tests {
 
     #[test]
     fn entries_without_a_node_or_a_place_are_refused_with_what_was_expected() {
-        for entry in
-            ["10.0.0.1:4000", NODE, "@10.0.0.1:1", &format!("{NODE}@host"), &format!("{NODE}@:1")]
-        {
+        let at = |place: &str| format!("{NODE}@{place}");
+        for entry in [
+            "10.0.0.1:4000",
+            "",
+            NODE,
+            "@10.0.0.1:1",
+            &at("host"),
+            &at(":1"),
+            &at("host:0"),
+            &at("host:99999"),
+            &at("fe80::1:4000"),
+            &at("ftp://relay.example"),
+        ] {
             let error = Bootstrap::parse(entry, &[]).unwrap_err().to_string();
             assert!(error.contains("NODE@HOST:PORT"), "{error}");
         }

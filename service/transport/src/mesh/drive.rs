@@ -24,7 +24,7 @@ use tokio::{
     task::{AbortHandle, JoinSet},
     time::{Instant, sleep_until, timeout},
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::{
     ALPN, BROADCAST, Shared,
@@ -32,6 +32,7 @@ use super::{
     discovery::Discovery,
     link::LinkEnd,
     lock,
+    notices::{Notice, Notices},
 };
 use crate::{HeardRoster, SendError};
 
@@ -39,7 +40,7 @@ use crate::{HeardRoster, SendError};
 pub(super) enum Input {
     Core(Event),
     Connected { connection: Connection, is_dialled: bool },
-    DialFailed { node: NodeId },
+    DialFailed { node: NodeId, reason: String },
     Found { node: NodeId, addresses: BTreeSet<SocketAddr> },
     Bootstrap(Bootstrap),
     Send { target: Target, envelope: Bytes, answer: Answer },
@@ -71,6 +72,7 @@ pub(super) struct Driver {
     room: Arc<Semaphore>,
     tasks: JoinSet<()>,
     warned_at: Option<Instant>,
+    notices: Notices,
 }
 
 impl Driver {
@@ -98,6 +100,7 @@ impl Driver {
             room: Arc::new(Semaphore::new(READING)),
             tasks: JoinSet::new(),
             warned_at: None,
+            notices: Notices::default(),
         }
     }
 
@@ -166,8 +169,9 @@ impl Driver {
             match input {
                 Input::Core(event) => self.feed(event),
                 Input::Connected { connection, is_dialled } => self.connect(connection, is_dialled),
-                Input::DialFailed { node } => {
+                Input::DialFailed { node, reason } => {
                     self.dials.remove(&node);
+                    self.fail(node, &reason);
                     self.feed(Event::DialFailed { node });
                 }
                 Input::Found { node, addresses } => {
@@ -176,6 +180,7 @@ impl Driver {
                 }
                 Input::Bootstrap(entry) => {
                     let node = entry.node;
+                    self.notices.watch(node, entry.to_string());
                     self.addresses.add_bootstrap(entry);
                     self.feed(Event::Found { node, source: Source::Bootstrap });
                 }
@@ -211,8 +216,14 @@ impl Driver {
 
     fn feed(&mut self, event: Event) {
         let now = Moment { at: Instant::now().into_std(), wall: (self.clock)() };
-        if let Event::Closed { link, .. } = &event {
-            self.links.remove(link);
+        if let Event::Closed { link, reason } = &event
+            && let Some(end) = self.links.remove(link)
+            && !end.is_open()
+        {
+            match reason {
+                Some(reason) => self.refused(end.node(), *reason),
+                None => self.fail(end.node(), "it ended the link without a word"),
+            }
         }
         let actions: Vec<Action> = self.peering.handle(now, event).collect();
         actions.into_iter().for_each(|action| self.act(action));
@@ -223,9 +234,10 @@ impl Driver {
             Action::Dial { node, patience } => self.dial(node, patience),
             Action::Forget { node } => self.addresses.forget(node),
             Action::Open { link, gateway } => {
-                info!(gateway.id = %gateway, "a gateway is linked");
                 if let Some(end) = self.links.get_mut(&link) {
                     end.open(gateway);
+                    let node = end.node();
+                    tell(self.notices.answer(node));
                 }
             }
             Action::Write { link, frame } => {
@@ -253,6 +265,12 @@ impl Driver {
                     debug!(link.reason = %refusal, "a link is ended");
                 }
                 if let Some(end) = self.links.remove(&link) {
+                    if !end.is_open() {
+                        self.refused(end.node(), refusal);
+                    }
+                    if refusal == Refusal::Ours {
+                        self.shared.note_kin(end.node());
+                    }
                     end.close(refusal);
                 }
             }
@@ -275,9 +293,27 @@ impl Driver {
         }
     }
 
-    fn tell_reach(&self) {
+    /// A link to a node ended before it was one.
+    fn refused(&mut self, node: NodeId, refusal: Refusal) {
+        match refusal {
+            // It is there; that there is no link is as it should be.
+            Refusal::Ours | Refusal::Duplicate => tell(self.notices.answer(node)),
+            _ => self.fail(node, &refusal.to_string()),
+        }
+    }
+
+    fn fail(&mut self, node: NodeId, reason: &str) {
+        let is_linked = self.links.values().any(|end| end.node() == node && end.is_open());
+        if !is_linked {
+            tell(self.notices.fail(node, reason));
+        }
+    }
+
+    fn tell_reach(&mut self) {
+        let linked: BTreeSet<GatewayId> = self.peering.gateways().collect();
         let mut names: BTreeSet<String> =
-            self.peering.gateways().map(|gateway| gateway.to_string()).collect();
+            linked.iter().map(|gateway| gateway.to_string()).collect();
+        tell(self.notices.reach(Instant::now(), linked));
         if !names.is_empty() {
             names.insert(BROADCAST.to_owned());
         }
@@ -293,13 +329,14 @@ impl Driver {
     fn dial(&mut self, node: NodeId, patience: Duration) {
         let Ok(id) = EndpointId::from_bytes(&node.0) else {
             // Nobody can hold this key.
+            self.fail(node, "nobody can hold that node key");
             return self.feed(Event::DialFailed { node });
         };
         let (endpoint, inputs) = (self.endpoint.clone(), self.inputs.clone());
         let places = self.addresses.places(node);
         let task = self.tasks.spawn(async move {
             let connecting = async {
-                let address = places.resolve(id).await;
+                let address = places.resolve(id).await?;
                 endpoint.connect(address, ALPN).await.map_err(|error| error.to_string())
             };
             let connected = timeout(patience, connecting).await;
@@ -307,9 +344,12 @@ impl Driver {
                 Ok(Ok(connection)) => Input::Connected { connection, is_dialled: true },
                 Ok(Err(error)) => {
                     debug!(node.id = %id, %error, "no connection came of a dial");
-                    Input::DialFailed { node }
+                    Input::DialFailed { node, reason: error }
                 }
-                Err(_) => Input::DialFailed { node },
+                Err(_) => {
+                    let reason = format!("no answer within {} ms", patience.as_millis());
+                    Input::DialFailed { node, reason }
+                }
             };
             let _ = inputs.send(input).await;
         });
@@ -317,6 +357,10 @@ impl Driver {
             earlier.abort();
         }
     }
+}
+
+fn tell(notices: impl IntoIterator<Item = Notice>) {
+    notices.into_iter().for_each(|notice| notice.tell());
 }
 
 /// Why an envelope was not taken, as the transport says it.

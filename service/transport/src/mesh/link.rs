@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use fieldpost_envelope::GatewayId;
 use fieldpost_peering::{
-    Event, LinkId, Refusal, limits,
+    Event, LinkId, NodeId, Refusal, limits,
     wire::{
         HEAD_LEN, StreamKind, WireError, decode_head, encode_batch, encode_head, encode_rosters,
         frame_length,
@@ -50,6 +50,16 @@ impl LinkEnd {
         let mut tasks = JoinSet::new();
         tasks.spawn(reader.run(is_dialled, to_write, opened));
         Self { connection, frames, open: Some(open), tasks }
+    }
+
+    /// Whose key the other end has proved to hold.
+    pub(super) fn node(&self) -> NodeId {
+        NodeId(*self.connection.remote_id().as_bytes())
+    }
+
+    /// Whether its hello was believed.
+    pub(super) fn is_open(&self) -> bool {
+        self.open.is_none()
     }
 
     /// Lets the streams be read from now on.

@@ -130,6 +130,46 @@ async fn a_strangers_certificate_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_of_the_same_gateway_is_told_and_not_linked() {
+    let alpha = Node::start(25, vec![]).await;
+    let key = node_key(26);
+    let certificate = certificate(25, key, 0);
+    let options =
+        MeshOptions { bootstrap: alpha.addresses(), listen: loopback(), ..Default::default() };
+    let copy = MeshTransport::start(options, key, certificate, clock()).await.unwrap();
+    let (mut known, mut known_there) = (alpha.transport.kin(), copy.kin());
+    // Whoever hears the other first ends it, so it is enough that one of them knows.
+    tokio::select! {
+        kin = within(known.wait_for(|kin| !kin.is_empty())) => {
+            assert!(kin.unwrap().contains(&copy.node()));
+        }
+        kin = within(known_there.wait_for(|kin| !kin.is_empty())) => {
+            assert!(kin.unwrap().contains(&alpha.transport.node()));
+        }
+    }
+    assert!(alpha.transport.reachable().borrow().is_empty());
+    assert!(copy.reachable().borrow().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_probe_tells_bootstraps_that_answer_from_those_that_do_not() {
+    let alpha = Node::start(27, vec![]).await;
+    let there = alpha.addresses().remove(0);
+    let place = there.split_once('@').unwrap().1.to_owned();
+    let stranger = SecretKey::from_bytes(&node_key(28)).public();
+    let bootstrap =
+        vec![there.clone(), format!("{stranger}@{place}"), format!("{stranger}@a.invalid:1")];
+    let options = MeshOptions { bootstrap: bootstrap.clone(), ..Default::default() };
+    let answers = within(options.probe()).await.unwrap();
+    assert!(answers.iter().map(|(entry, _)| entry).eq(&bootstrap));
+    assert_eq!(answers[0].1, Ok(()), "{answers:?}");
+    assert!(answers[1].1.is_err(), "another key than that of the entry: {answers:?}");
+    assert!(answers[2].1.as_ref().is_err_and(|said| said.contains("a.invalid:1")), "{answers:?}");
+    let malformed = MeshOptions { bootstrap: vec![place], ..Default::default() };
+    assert!(matches!(malformed.probe().await, Err(MeshError::Bootstrap { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rosters_are_told_whole_at_first_and_then_by_deltas() {
     let (alpha, bravo) = (Node::start(16, vec![]).await, 17);
     let names: Vec<String> = (0..50).map(|number| format!("peer-{number}")).collect();

@@ -63,7 +63,7 @@ pub(super) async fn accept(
     Path(group_id): Path<String>,
 ) -> Result<(StatusCode, axum::Json<Group>), ApiError> {
     let peer = caller.require()?;
-    let group = elsewhere(&gateway, &group_id)?;
+    let group = elsewhere(&gateway, &peer, &group_id).await?;
     let id = MessageId(Uuid::now_v7());
     let level = gateway.store.invitation_level(&peer, &group).await?.unwrap_or_default();
     if !gateway.store.keep_consent(&peer, &group, id, level).await? {
@@ -101,7 +101,7 @@ pub(super) async fn decline(
     Path(group_id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     let peer = caller.require()?;
-    let group = elsewhere(&gateway, &group_id)?;
+    let group = elsewhere(&gateway, &peer, &group_id).await?;
     part_from(&gateway, &peer, &group, GroupWord::Decline).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -150,13 +150,42 @@ pub(super) fn named(
     }
 }
 
-fn elsewhere(gateway: &Gateway, text: &str) -> Result<RemoteGroup, ApiError> {
-    match named(gateway, text)? {
-        Err(group) => Ok(group),
-        Ok(_) => Err(ApiError::conflict(
-            "groups of this gateway add its peers without asking: there is nothing to answer",
+/// The group of another gateway that a peer answers to.
+async fn elsewhere(gateway: &Gateway, peer: &PeerId, text: &str) -> Result<RemoteGroup, ApiError> {
+    let id = match named(gateway, text)? {
+        Err(group) => return Ok(group),
+        Ok(id) => id,
+    };
+    let prefix = format!("{id}@");
+    let known = gateway.store.remote_groups_page(peer, &prefix, 16, None).await?;
+    let meant: Vec<String> =
+        known.into_iter().map(|one| one.id).take_while(|key| key.starts_with(&prefix)).collect();
+    Err(match meant.is_empty() {
+        true => ApiError::conflict(
+            "groups of this gateway add its peers without asking: there is nothing to answer; one of \
+             another gateway is named <id>@<home>",
+        ),
+        false => ApiError::not_found(format!(
+            "no group {id} of this gateway asks for an answer; with its home it is named {}",
+            meant.join(" or ")
         )),
-    }
+    })
+}
+
+/// The group of this gateway that a path names.
+///
+/// # Errors
+///
+/// 404 for one that cannot be, and for those of other gateways, whose members only their homes know.
+pub(super) fn own_group(gateway: &Gateway, text: &str) -> Result<String, ApiError> {
+    named(gateway, text)?.map_err(|group| {
+        let key = group.key();
+        ApiError::not_found(format!(
+            "only its home, gateway {}, knows and changes the members of group:{key}; GET \
+             /v1/groups/{key} tells how you stand to it",
+            group.home
+        ))
+    })
 }
 
 /// Says something to the home of a group that is no message for its members.
