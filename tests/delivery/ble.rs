@@ -207,7 +207,7 @@ async fn a_message_that_a_phone_repeats_after_a_restart_is_shown_once_and_acknow
     let delivered =
         Report::Receipt { from: phone.id, to: me, message_id: id, kind: ReceiptKind::Delivered };
     phone.until(|report| *report == delivered).await;
-    gateway.kill();
+    assert!(gateway.terminate().await.success());
     gateway.resume().await;
     // The gateway's node knows nothing of it any more; its database does.
     phone.meets("alice").await;
