@@ -217,7 +217,7 @@ async fn surface(lab: &Lab) {
     let seconds = directory["epoch_seconds"].as_u64().expect("a number");
     let clock = EpochClock::new(Duration::from_secs(seconds)).expect("an epoch");
     let bob_at: PeerAddress = address.parse().expect("an address");
-    let envelope = envelope(&bob_at, &"hidden ".repeat(2_000));
+    let envelope = envelope(&bob_at, &"hidden ".repeat(1_000));
     let packets = build_packets(
         &mut StdRng::seed_from_u64(seed()),
         now(),
