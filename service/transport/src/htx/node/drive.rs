@@ -14,7 +14,8 @@ use std::{
 use fieldpost_mixnet::{
     delay::Pace,
     directory::{
-        Authority, Certificate, Chain, ChainAction, ChainEvent, Descriptor, Epoch, EpochClock, KeyRing, Neighbour, NodeKeys, Pool, RelayId, RoutePolicy, SignedDescriptor, SignedDocument,
+        Authority, Certificate, Chain, ChainAction, ChainEvent, Descriptor, Epoch, EpochClock,
+        KeyRing, Neighbour, NodeKeys, Pool, RelayId, RoutePolicy, SignedDescriptor, SignedDocument,
     },
     fragment::TransferId,
     htx::PublicKey,
@@ -371,7 +372,8 @@ impl Node {
             self.learn(time, ChainEvent::Wake);
             self.refresh(now, time);
             self.show(time);
-            let to_epoch = self.ring.next_deadline(time).as_millis().saturating_sub(time.as_millis());
+            let to_epoch =
+                self.ring.next_deadline(time).as_millis().saturating_sub(time.as_millis());
             let to_epoch = Duration::from_millis(to_epoch).max(LEAST_TICK);
             self.tick_at = now + TICK.min(to_epoch);
         }

@@ -90,7 +90,8 @@ pub(super) async fn run(
         Ok(peer) => {
             // If the node has ended, so does the link: its queue is gone.
             drop(events.send(LinkEvent::Up { link, peer }).await);
-            let task = Task { link, end: &mut end, events: &events, inbound, readers: BTreeMap::new() };
+            let task =
+                Task { link, end: &mut end, events: &events, inbound, readers: BTreeMap::new() };
             task.run(waiting).await.unwrap_or(Closed::Lost)
         }
         Err(closed) => closed,

@@ -121,7 +121,7 @@ impl Links {
     }
 
     /// Tells one neighbour something.
-    pub(super) fn tell(&mut self, link: LinkNumber, message: Bytes) {
+    pub(super) fn tell(&self, link: LinkNumber, message: Bytes) {
         if let Some(known) = self.links.get(&link)
             && !known.queue.tell(message)
         {
@@ -130,9 +130,11 @@ impl Links {
     }
 
     /// Tells all neighbours but one.
-    pub(super) fn tell_all(&mut self, but: Option<LinkNumber>, message: &Bytes) {
-        let up = self.links.iter().filter(|(link, known)| known.is_up && Some(**link) != but);
-        up.for_each(|(_, known)| drop(known.queue.tell(message.clone())));
+    pub(super) fn tell_all(&self, but: Option<LinkNumber>, message: &Bytes) {
+        let up: Vec<_> = self.links.iter().filter(|(_, known)| known.is_up).collect();
+        for (link, _) in up.into_iter().filter(|(link, _)| Some(**link) != but) {
+            self.tell(*link, message.clone());
+        }
     }
 
     /// A link is up; the other end is `peer`, if that is known.
@@ -214,7 +216,11 @@ impl Links {
     }
 
     /// Dials what is due, with what the directory knows of it.
-    pub(super) fn wake(&mut self, now: Instant, target: impl Fn(&RelayId, &mut StdRng) -> Option<Target>) {
+    pub(super) fn wake(
+        &mut self,
+        now: Instant,
+        target: impl Fn(&RelayId, &mut StdRng) -> Option<Target>,
+    ) {
         while self.tasks.try_join_next().is_some() {}
         self.suspects.retain(|_, until| *until > now);
         let mut due = Vec::new();
@@ -250,11 +256,6 @@ impl Links {
     /// Links that are up.
     pub(super) fn len(&self) -> usize {
         self.links.values().filter(|known| known.is_up).count()
-    }
-
-    /// Links that are up, with who is at the other end, if that is known.
-    pub(super) fn all_up(&self) -> impl Iterator<Item = (LinkNumber, Option<RelayId>)> {
-        self.links.iter().filter(|(_, known)| known.is_up).map(|(link, known)| (*link, known.peer))
     }
 
     /// Who is at the other end of a link.
@@ -304,10 +305,12 @@ impl Links {
                 Err(error) => {
                     let reason = error.map_or_else(
                         || "it has no address".to_owned(),
-                        |error| std::error::Error::source(&error).map_or_else(
-                            || error.to_string(),
-                            |source| format!("{error}: {source}"),
-                        ),
+                        |error| {
+                            std::error::Error::source(&error).map_or_else(
+                                || error.to_string(),
+                                |source| format!("{error}: {source}"),
+                            )
+                        },
                     );
                     tracing::debug!(relay = %relay, reason, "no link");
                     drop(events.send(LinkEvent::Down { link, is_lost: true }).await);

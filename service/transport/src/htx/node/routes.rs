@@ -97,9 +97,9 @@ impl RouteBook {
     }
 
     fn leads_to(&self, node: &RelayId) -> bool {
-        self.active.as_ref().is_some_and(|active| {
-            self.chooser.check(self.now, active, node, self.policy).is_ok()
-        })
+        self.active
+            .as_ref()
+            .is_some_and(|active| self.chooser.check(self.now, active, node, self.policy).is_ok())
     }
 
     fn draw(&mut self, node: RelayId) -> Option<Route> {

@@ -140,11 +140,7 @@ impl Secrets {
     }
 
     /// Appends records to the log of an epoch, in one write.
-    pub(super) fn append(
-        &mut self,
-        epoch: Epoch,
-        records: &[[u8; RECORD_LEN]],
-    ) -> io::Result<()> {
+    pub(super) fn append(&mut self, epoch: Epoch, records: &[[u8; RECORD_LEN]]) -> io::Result<()> {
         let Some(Kept { log: Some(log), .. }) = self.epochs.get_mut(&epoch) else { return Ok(()) };
         log.write_all(records.as_flattened())
     }
@@ -221,10 +217,9 @@ mod tests {
 
     #[test]
     fn a_secret_whose_log_is_lost_or_damaged_is_given_up() {
-        for damage in [
-            (|path: &Path| fs::remove_file(path).unwrap()) as fn(&Path),
-            |path| fs::write(path, b"something else").unwrap(),
-        ] {
+        for damage in [(|path: &Path| fs::remove_file(path).unwrap()) as fn(&Path), |path| {
+            fs::write(path, b"something else").unwrap();
+        }] {
             let folder = Folder::new("damaged");
             let mut rng = StdRng::seed_from_u64(2);
             let mut secrets = Secrets::open(Some(&folder.0), NODE).unwrap();

@@ -116,8 +116,9 @@ impl Node {
         let signed = descriptor.sign(self.keys.identity())?;
         let message = Bytes::from(Message::Descriptor(signed.as_bytes().to_vec()).encode());
         self.links.tell_all(None, &message);
-        // It is our own and just signed: it can only be no news.
-        drop(self.pool.offer(time, None, signed.as_bytes(), |_| true));
+        if let Err(error) = self.pool.offer(time, None, signed.as_bytes(), |_| true) {
+            tracing::error!(%error, "the node's own descriptor is not taken up");
+        }
         match &self.descriptor {
             Some(descriptor) => drop(descriptor.send_replace(signed)),
             None => self.descriptor = Some(watch::Sender::new(signed)),
@@ -152,9 +153,8 @@ impl Node {
     pub(super) fn greet(&mut self, link: LinkNumber) {
         let own = self.descriptor.as_ref().map(|descriptor| descriptor.borrow().clone());
         let (id, peer) = (self.keys.id(), self.links.peer(link));
-        let others = self.pool.descriptors().filter(|other| {
-            other.id() != id && Some(other.id()) != peer
-        });
+        let others =
+            self.pool.descriptors().filter(|other| other.id() != id && Some(other.id()) != peer);
         let bytes: Vec<_> =
             own.iter().chain(others).map(|signed| signed.as_bytes().to_vec()).collect();
         for bytes in bytes {
@@ -203,11 +203,13 @@ impl Node {
                     tracing::debug!(link, %error, "a document is refused");
                 }
                 ChainAction::Forked { with: Neighbour(link), number } => tracing::warn!(
-                    link, number,
+                    link,
+                    number,
                     "a neighbour has another document under this number: ask the signers"
                 ),
                 ChainAction::Behind { next, newest } => tracing::warn!(
-                    next, newest,
+                    next,
+                    newest,
                     "documents were missed that nobody keeps any more: begin from one you trust"
                 ),
             }
@@ -227,9 +229,9 @@ impl Node {
     pub(super) fn refresh(&mut self, now: Instant, time: Timestamp) {
         let current = self.epochs.epoch_at(time);
         let is_same = |active: &Document| {
-            self.routes.active().is_some_and(|known| {
-                (known.number, known.beacon) == (active.number, active.beacon)
-            })
+            self.routes
+                .active()
+                .is_some_and(|known| (known.number, known.beacon) == (active.number, active.beacon))
         };
         let active = match self.chain.active(time) {
             Some(active) if is_same(active) => self.routes.active().cloned(),
