@@ -1,9 +1,12 @@
-//! The mixnet as its users run it: three relays and two gateways, each a process on a real Postgres of its
+//! The mixnet as its users run it: three or four relays and two gateways, each a process on a real Postgres of its
 //! own, joined by covert links and by nothing else.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    fs,
     io::Write,
+    os::unix::fs::FileExt,
+    path::Path,
     process::{Command, Stdio},
     sync::LazyLock,
     time::Duration,
@@ -19,7 +22,7 @@ use fieldpost_transport::htx::{
     directory::{EpochClock, SignedDocument},
 };
 use harness::{
-    Client,
+    Client, Postgres,
     client::Draft,
     lab::Lab,
     load::{Load, Shape},
@@ -34,7 +37,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-/// Five processes at a time are enough for one machine.
+/// Five or six processes at a time are enough for one machine.
 static ONE_LAB: LazyLock<Mutex<()>> = LazyLock::new(Mutex::default);
 
 const EPOCH: &str = "30s";
@@ -45,7 +48,7 @@ const LEVEL: u8 = 3;
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_of_every_size_travel_both_ways_and_receipts_come_back() {
     let _one = ONE_LAB.lock().await;
-    let lab = Lab::start(EPOCH, &[]).await;
+    let lab = Lab::start(3, EPOCH, &[]).await;
     let alice = lab.gateways[0].register("alice").await;
     let bob = lab.gateways[1].register("bob").await;
     for (from, to) in [(&alice, &bob), (&bob, &alice)] {
@@ -96,7 +99,7 @@ async fn kill_a_relay(messages: u64) {
     let _one = ONE_LAB.lock().await;
     let seed = seed();
     eprintln!("seed {seed}, {messages} messages");
-    let mut lab = Lab::start(EPOCH, &[]).await;
+    let mut lab = Lab::start(4, EPOCH, &[]).await;
     let homes: Vec<Client> = lab.gateways.iter().map(|gateway| gateway.client()).collect();
     let shape =
         Shape { peers: 6, pause: Duration::from_millis(60), level: LEVEL, ..Shape::default() };
@@ -113,7 +116,9 @@ async fn kill_a_relay(messages: u64) {
     load.wait_for_accepted(messages - messages / 2, PATIENCE).await;
     let shown = load.shown();
     eprintln!("{shown} shown {:?} after the kill", killed.elapsed());
-    let history = load.finish().await;
+    let mut history = load.finish().await;
+    // What a lab declares.
+    history.levels.insert("htx".to_owned(), LEVEL);
     eprintln!("{} events, all settled {:?} after the kill", history.events.len(), killed.elapsed());
     history.assert_clean(seed);
 }
@@ -121,9 +126,122 @@ async fn kill_a_relay(messages: u64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_see_a_web_site_and_clients_the_betanet_surface() {
     let _one = ONE_LAB.lock().await;
-    let lab = Lab::start(EPOCH, &[]).await;
+    let lab = Lab::start(3, EPOCH, &[]).await;
     probe(lab.fronts[1]);
     surface(&lab).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_epochs_packets_were_for_is_nowhere_two_epochs_later() {
+    let _one = ONE_LAB.lock().await;
+    let lab = Lab::start(3, EPOCH, &["--secrets-dir=LAB/secrets"]).await;
+    let alice = lab.gateways[0].register("alice").await;
+    let bob = lab.gateways[1].register("bob").await;
+    let directory: Value = get(&alice, "/api/betanet/directory").await;
+    let epoch = directory["current_epoch"].as_u64().expect("a number");
+    let draft = Draft {
+        min_anonymity: Some(LEVEL),
+        ..Draft::text(&Lab::address(&bob).await, "recorded by somebody")
+    };
+    alice.send(&draft).await.expect("the mixnet may carry it");
+    confirm(&bob, &next(&bob).await, false).await;
+
+    // Whoever has these opens what was recorded: what relays and gateways were sent in this epoch.
+    let keys = epoch_keys(&lab.folder().join("secrets"), epoch);
+    assert_eq!(keys.len(), 2 * 5, "two keys of each node");
+    assert!(!in_files(&lab.folder().join("secrets"), &keys).is_empty(), "the search finds files");
+    let found = in_memory(lab.relays[0].pid(), &keys);
+    assert!(!found.is_empty(), "the search finds what is in memory");
+
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let directory: Value = get(&alice, "/api/betanet/directory").await;
+        if directory["current_epoch"].as_u64() >= Some(epoch + 2) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "time stands still: {directory}");
+        sleep(Duration::from_millis(500)).await;
+    }
+    assert_eq!(in_files(lab.folder(), &keys), BTreeSet::new(), "on disk");
+    let database = Postgres::shared_folder().await;
+    assert_eq!(in_files(&database, &keys), BTreeSet::new(), "in the database or its log");
+    for node in lab.relays.iter().chain(&lab.gateways) {
+        assert_eq!(in_memory(node.pid(), &keys), BTreeSet::new(), "in memory");
+    }
+}
+
+/// The secrets of an epoch that nodes keep in `folder`.
+fn epoch_keys(folder: &Path, epoch: u64) -> Vec<[u8; 32]> {
+    let nodes = fs::read_dir(folder).expect("it is there").flatten();
+    nodes
+        .flat_map(|node| {
+            let bytes = fs::read(node.path().join(format!("{epoch}.secret"))).expect("kept");
+            // After the head, the Sphinx and the sealing key.
+            [25, 57].map(|at| bytes[at..at + 32].try_into().expect("32 bytes"))
+        })
+        .collect()
+}
+
+/// Which of the keys are in the files below a folder.
+fn in_files(folder: &Path, keys: &[[u8; 32]]) -> BTreeSet<usize> {
+    let mut found = BTreeSet::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => folders.push(entry.path()),
+                Ok(kind) if kind.is_file() => {
+                    // Files come and go; those that are gone hold nothing.
+                    let bytes = fs::read(entry.path()).unwrap_or_default();
+                    found.extend(search(&bytes, keys));
+                }
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+/// Which of the keys are in the memory of a process.
+fn in_memory(pid: u32, keys: &[[u8; 32]]) -> BTreeSet<usize> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("the process lives");
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).expect("it is ours to read");
+    let mut found = BTreeSet::new();
+    for line in maps.lines() {
+        let mut words = line.split_whitespace();
+        let (range, rights) = (words.next().expect("a range"), words.next().expect("rights"));
+        if !rights.starts_with("rw") {
+            continue;
+        }
+        let (from, to) = range.split_once('-').expect("two ends");
+        let [from, to] = [from, to].map(|end| u64::from_str_radix(end, 16).expect("hex"));
+        // Larger pieces than this are reserved and empty, and read as such.
+        let mut at = from;
+        while at < to {
+            let length = (to - at).min(4 << 20);
+            let mut bytes = vec![0; usize::try_from(length).expect("it fits")];
+            if memory.read_exact_at(&mut bytes, at).is_ok() {
+                found.extend(search(&bytes, keys));
+            }
+            // A key that lies across two pieces is in the next one whole.
+            at += if at + length < to { length - 32 } else { length };
+        }
+    }
+    found
+}
+
+/// Which of the keys are in these bytes.
+fn search(bytes: &[u8], keys: &[[u8; 32]]) -> BTreeSet<usize> {
+    let mut starts = [false; 256];
+    keys.iter().for_each(|key| starts[usize::from(key[0])] = true);
+    let mut found = BTreeSet::new();
+    for (at, byte) in bytes.iter().enumerate() {
+        if starts[usize::from(*byte)] {
+            let rest = &bytes[at..];
+            found.extend((0..keys.len()).filter(|key| rest.starts_with(&keys[*key])));
+        }
+    }
+    found
 }
 
 /// Real clients look at a relay's listener: what they say never changes what they see.
@@ -217,7 +335,7 @@ async fn surface(lab: &Lab) {
     let seconds = directory["epoch_seconds"].as_u64().expect("a number");
     let clock = EpochClock::new(Duration::from_secs(seconds)).expect("an epoch");
     let bob_at: PeerAddress = address.parse().expect("an address");
-    let envelope = envelope(&bob_at, &"hidden ".repeat(2_000));
+    let envelope = envelope(&bob_at, &"hidden ".repeat(1_000));
     let packets = build_packets(
         &mut StdRng::seed_from_u64(seed()),
         now(),

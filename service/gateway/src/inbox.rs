@@ -69,9 +69,13 @@ pub async fn run(
         let memory = stop.run_until_cancelled(memory.clone().acquire_many_owned(kib));
         let Some(Ok(memory)) = memory.await else { break };
         while tasks.try_join_next().is_some() {}
-        let (gateway, awaited, name) = (gateway.clone(), awaited.clone(), transport.name());
+        let (gateway, awaited, transport) = (gateway.clone(), awaited.clone(), transport.clone());
         tasks.spawn(async move {
+            let name = transport.name();
             let outcome = take(&gateway, &awaited, name, &bytes).await;
+            if outcome.is_final() {
+                transport.taken(&bytes);
+            }
             metrics::counter!(
                 names::ENVELOPES_RECEIVED_TOTAL, "transport" => name, "outcome" => outcome.word(),
             )
@@ -110,6 +114,11 @@ enum Outcome {
 }
 
 impl Outcome {
+    /// Whether the same bytes would meet the same fate: they need not come again.
+    fn is_final(self) -> bool {
+        !matches!(self, Self::OverQuota | Self::Failed)
+    }
+
     fn word(self) -> &'static str {
         match self {
             Self::Stored => "stored",

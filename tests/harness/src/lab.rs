@@ -1,13 +1,14 @@
-//! A mixnet on this machine: three relays and some gateways as processes, and the relay directory that
+//! A mixnet on this machine: some relays and two gateways as processes, and the relay directory that
 //! one of the relays signs.
 
 use std::{
     env,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
@@ -31,7 +32,7 @@ pub fn fieldpost() -> Command {
 
 /// How long the network may take to come up: its first document, links, and listed gateways.
 const UP_WITHIN: Duration = Duration::from_secs(90);
-const RELAYS: usize = 3;
+const GATEWAYS: usize = 2;
 
 /// Relays, gateways and their directory. Dropping it ends all of them.
 #[derive(Debug)]
@@ -46,13 +47,13 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Starts three relays and two gateways with epochs of this length, and waits until both gateways
-    /// can be reached over the mixnet.
+    /// Starts some relays and two gateways with epochs of this length, and waits until both gateways
+    /// can be reached over the mixnet. In `more` arguments, `LAB` is the lab's folder.
     ///
     /// # Panics
     ///
     /// If they do not come up in time.
-    pub async fn start(epoch: &str, more: &[&str]) -> Self {
+    pub async fn start(relays: usize, epoch: &str, more: &[&str]) -> Self {
         let folder = TemporaryFolder::new("lab");
         let network = folder.path().join("net");
         let made = fieldpost()
@@ -68,9 +69,11 @@ impl Lab {
                 .argument("--lab")
                 .argument(format!("--directory={}", network.display()))
                 .argument(format!("--data-dir={}", cache.display()));
-            more.iter().fold(options, |options, argument| options.argument(*argument))
+            // What nodes write lies together.
+            let here = folder.path().display().to_string();
+            more.iter().fold(options, |all, one| all.argument(one.replace("LAB", &here)))
         };
-        let fronts: Vec<u16> = (0..RELAYS).map(|_| free_port()).collect();
+        let fronts: Vec<u16> = (0..relays).map(|_| free_port()).collect();
         let relay = |number: usize| {
             let front = fronts[number];
             let options = options(number)
@@ -82,19 +85,19 @@ impl Lab {
                 _ => options,
             }
         };
-        let (first, second, third, one, other) = tokio::join!(
-            relay(0).start(),
-            relay(1).start(),
-            relay(2).start(),
-            options(3).start(),
-            options(4).start(),
-        );
-        let relays = vec![first, second, third];
-        let lab = Self { relays, fronts, gateways: vec![one, other], folder };
+        let all = (0..relays).map(relay).chain((relays..relays + GATEWAYS).map(&options));
+        let mut relays_started = join_all(all.map(Options::start)).await;
+        let gateways = relays_started.split_off(relays);
+        let lab = Self { relays: relays_started, fronts, gateways, folder };
         for gateway in &lab.gateways {
             lab.wait_healthy(gateway).await;
         }
         lab
+    }
+
+    /// Where everything lies that nodes write beside their databases.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// The folder of the relay directory.

@@ -64,6 +64,11 @@ impl Postgres {
         shared.create_database(&format!("test_{number}"))
     }
 
+    /// Where the server that all tests share keeps everything, its write-ahead log among it.
+    pub async fn shared_folder() -> PathBuf {
+        SHARED.get_or_init(Self::start).await.folder.path().to_owned()
+    }
+
     /// Makes a database and returns its URL.
     pub fn create_database(&self, name: &str) -> String {
         let status = self

@@ -34,7 +34,9 @@ use crate::{
 
 /// Between two attempts to start, at first and at last.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Between two attempts to keep documents in a database that is away.
+const KEEP_PAUSE: Duration = Duration::from_secs(60);
 /// Between two looks at the node's figures.
 const FIGURES_PAUSE: Duration = Duration::from_secs(5);
 /// How long a certificate holds; the network takes none of more than a day, and clocks differ.
@@ -83,15 +85,15 @@ struct Node {
 
 async fn start(gateway: &Gateway, path: PathBuf, alone: bool) -> Node {
     let mut pause = FIRST_PAUSE;
-    let mut said = String::new();
+    let (mut said, mut key) = (String::new(), None);
     loop {
         gateway.readiness.until_ready().await;
-        match try_start(gateway, &path, alone).await {
+        match try_start(gateway, &path, alone, &mut key).await {
             Ok(node) => return node,
             Err(error) => {
                 // Once for each reason: a folder may be long in coming.
                 if error != said {
-                    tracing::warn!(transport.name = HTX, "{error}; trying again");
+                    tracing::warn!(transport.name = HTX, "{error}");
                     gateway.mixnet.is_delayed(error.clone());
                     said = error;
                 }
@@ -102,23 +104,40 @@ async fn start(gateway: &Gateway, path: PathBuf, alone: bool) -> Node {
     }
 }
 
-async fn try_start(gateway: &Gateway, path: &Path, alone: bool) -> Result<Node, String> {
+/// `held` is the node key, once there is one: each attempt that asked anew would get another.
+async fn try_start(
+    gateway: &Gateway,
+    path: &Path,
+    alone: bool,
+    held: &mut Option<SigningKey>,
+) -> Result<Node, String> {
     let says = |error: &dyn Display| format!("the transport htx does not start: {error:#}");
     let folder = Folder::open(path).map_err(|error| says(&format!("{error:#}")))?;
     // A key that is none is found out before the node runs.
     directory_keys(&gateway.config.htx, &folder).map_err(|error| says(&format!("{error:#}")))?;
     let now = gateway.clock.now();
-    let key = gateway
-        .store
-        .hold_node_key(now, HTX, gateway.replica, alone)
-        .await
-        .map_err(|error| says(&error))?;
-    let certificate = certify(gateway, &key)?;
     let network = folder.authority().id();
     let cache = Documents::at(cache_folder(gateway, network).map_err(|error| says(&error))?);
     let kept = gateway.store.mixnet_documents(network).await.map_err(|error| says(&error))?;
     let documents = newest_run([folder.documents().load(), cache.load(), kept].concat());
+    if documents.is_empty() && gateway.config.htx.listen().is_none() {
+        return Err(format!(
+            "the transport htx waits for the first document in {}: a gateway that listens nowhere is \
+             reached through relays, and no document names any yet",
+            folder.path().display()
+        ));
+    }
     let options = options(gateway, &folder, &documents).map_err(|error| says(&error))?;
+    let key = match held {
+        Some(key) => key.clone(),
+        None => gateway
+            .store
+            .hold_node_key(now, HTX, gateway.replica, alone)
+            .await
+            .map_err(|error| says(&error))?,
+    };
+    *held = Some(key.clone());
+    let certificate = certify(gateway, &key)?;
     let clock = gateway.clock.clone();
     let clock = Arc::new(move || clock.now().into());
     let htx = HtxTransport::start(options, key.clone(), Some(certificate), clock)
@@ -304,7 +323,7 @@ async fn keep_documents(gateway: &Gateway, htx: &HtxTransport, folder: &Folder, 
                 Ok(()) => unkept = true,
                 Err(_) => return std::future::pending().await,
             },
-            () = sleep(LONGEST_PAUSE), if unkept => {}
+            () = sleep(KEEP_PAUSE), if unkept => {}
         }
     }
 }

@@ -148,6 +148,12 @@ impl Transport for LateTransport {
         }
     }
 
+    fn taken(&self, envelope: &[u8]) {
+        if let Some(transport) = self.current() {
+            transport.taken(envelope);
+        }
+    }
+
     fn publish(&self, roster: &SignedRoster, delta: Option<&SignedRoster>) {
         let mut wishes = self.wishes();
         wishes.roster = Some(roster.clone());

@@ -95,18 +95,32 @@ pub struct RouteChooser<R> {
     avoided: BTreeSet<RelayId>,
     epoch: Epoch,
     used: BTreeMap<RelayId, VecDeque<BTreeSet<RelayId>>>,
+    /// Rules that could not be kept for a receiver, and for how many draws that is taken for granted:
+    /// to find out anew costs hundreds of rejections.
+    hopeless: BTreeMap<RelayId, Hopeless>,
+}
+
+#[derive(Clone, Copy)]
+struct Hopeless {
+    rules: usize,
+    draws: u32,
 }
 
 impl<R: CryptoRng> RouteChooser<R> {
     /// A chooser; `own` is this node's own id, which is on none of its routes.
     pub fn new(rng: R, clock: EpochClock, own: Option<RelayId>) -> Self {
-        Self { rng, clock, own, avoided: BTreeSet::new(), epoch: 0, used: BTreeMap::new() }
+        let avoided = BTreeSet::new();
+        let (used, hopeless) = (BTreeMap::new(), BTreeMap::new());
+        Self { rng, clock, own, avoided, epoch: 0, used, hopeless }
     }
 
     /// Leaves these relays out of routes from now on, and those named before no longer: such as were
     /// just found out of reach.
     pub fn avoid(&mut self, relays: BTreeSet<RelayId>) {
-        self.avoided = relays;
+        if self.avoided != relays {
+            self.avoided = relays;
+            self.hopeless.clear();
+        }
     }
 
     /// Whether there is a route to a gateway now; none is drawn.
@@ -139,6 +153,7 @@ impl<R: CryptoRng> RouteChooser<R> {
         let epoch = self.clock.epoch_at(now);
         if self.epoch != epoch {
             (self.epoch, self.used) = (epoch, BTreeMap::new());
+            self.hopeless.clear();
         }
         let Survey { last, candidates, entries, relays } =
             self.survey(epoch, document, receiver, policy)?;
@@ -204,7 +219,9 @@ impl<R: CryptoRng> RouteChooser<R> {
             (is_whole || !rule.is_of_all()) && !rule.is_kept(relays, last, policy, used)
         };
         let mut rules = Rule::ALL.to_vec();
-        let mut relaxed: Vec<Rule> = Vec::new();
+        let hopeless = self.hopeless.get(receiver).map_or(0, |hopeless| hopeless.rules);
+        let mut relaxed: Vec<Rule> = rules.split_off(rules.len() - hopeless);
+        relaxed.reverse();
         // The first drawn is the last relay of the route: it must be linked to the receiver.
         let mut relays: Vec<Candidate<'_>> = Vec::new();
         let mut rejections = 0;
@@ -228,9 +245,24 @@ impl<R: CryptoRng> RouteChooser<R> {
                 }
             }
         }
+        let hopeless = relaxed.len();
         // What was relaxed in vain is not held against the route.
         relaxed.retain(|rule| is_broken(*rule, &relays));
-        (relays.iter().rev().map(|relay| relay.id).collect(), relaxed)
+        let relays = relays.iter().rev().map(|relay| relay.id).collect();
+        self.despair(*receiver, hopeless);
+        (relays, relaxed)
+    }
+
+    fn despair(&mut self, receiver: RelayId, rules: usize) {
+        let has_room = self.hopeless.len() < RECEIVERS;
+        match self.hopeless.get_mut(&receiver) {
+            Some(hopeless) if hopeless.rules == rules && hopeless.draws > 1 => hopeless.draws -= 1,
+            Some(_) => drop(self.hopeless.remove(&receiver)),
+            None if rules > 0 && has_room => {
+                self.hopeless.insert(receiver, Hopeless { rules, draws: HOPELESS_DRAWS });
+            }
+            None => {}
+        }
     }
 
     fn remember(&mut self, receiver: RelayId, set: BTreeSet<RelayId>) {
@@ -372,3 +404,4 @@ const REJECTIONS_BEFORE_RESTART: usize = 16;
 /// A set comes again when eight others, this one among them, have been used.
 const REMEMBERED_SETS: usize = 7;
 const RECEIVERS: usize = 1_024;
+const HOPELESS_DRAWS: u32 = 64;

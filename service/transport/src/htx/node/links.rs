@@ -121,7 +121,7 @@ impl Links {
     }
 
     /// Tells one neighbour something.
-    pub(super) fn tell(&mut self, link: LinkNumber, message: Bytes) {
+    pub(super) fn tell(&self, link: LinkNumber, message: Bytes) {
         if let Some(known) = self.links.get(&link)
             && !known.queue.tell(message)
         {
@@ -130,9 +130,11 @@ impl Links {
     }
 
     /// Tells all neighbours but one.
-    pub(super) fn tell_all(&mut self, but: Option<LinkNumber>, message: &Bytes) {
-        let up = self.links.iter().filter(|(link, known)| known.is_up && Some(**link) != but);
-        up.for_each(|(_, known)| drop(known.queue.tell(message.clone())));
+    pub(super) fn tell_all(&self, but: Option<LinkNumber>, message: &Bytes) {
+        let up: Vec<_> = self.links.iter().filter(|(_, known)| known.is_up).collect();
+        for (link, _) in up.into_iter().filter(|(link, _)| Some(**link) != but) {
+            self.tell(*link, message.clone());
+        }
     }
 
     /// A link is up; the other end is `peer`, if that is known.
@@ -254,11 +256,6 @@ impl Links {
     /// Links that are up.
     pub(super) fn len(&self) -> usize {
         self.links.values().filter(|known| known.is_up).count()
-    }
-
-    /// Links that are up, with who is at the other end, if that is known.
-    pub(super) fn all_up(&self) -> impl Iterator<Item = (LinkNumber, Option<RelayId>)> {
-        self.links.iter().filter(|(_, known)| known.is_up).map(|(link, known)| (*link, known.peer))
     }
 
     /// Who is at the other end of a link.

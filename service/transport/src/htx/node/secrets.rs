@@ -218,7 +218,7 @@ mod tests {
     #[test]
     fn a_secret_whose_log_is_lost_or_damaged_is_given_up() {
         for damage in [(|path: &Path| fs::remove_file(path).unwrap()) as fn(&Path), |path| {
-            fs::write(path, b"something else").unwrap()
+            fs::write(path, b"something else").unwrap();
         }] {
             let folder = Folder::new("damaged");
             let mut rng = StdRng::seed_from_u64(2);

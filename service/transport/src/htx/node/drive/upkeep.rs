@@ -116,8 +116,9 @@ impl Node {
         let signed = descriptor.sign(self.keys.identity())?;
         let message = Bytes::from(Message::Descriptor(signed.as_bytes().to_vec()).encode());
         self.links.tell_all(None, &message);
-        // It is our own and just signed: it can only be no news.
-        drop(self.pool.offer(time, None, signed.as_bytes(), |_| true));
+        if let Err(error) = self.pool.offer(time, None, signed.as_bytes(), |_| true) {
+            tracing::error!(%error, "the node's own descriptor is not taken up");
+        }
         match &self.descriptor {
             Some(descriptor) => drop(descriptor.send_replace(signed)),
             None => self.descriptor = Some(watch::Sender::new(signed)),

@@ -1,0 +1,295 @@
+//! What the mixnet costs through the whole stack: nodes on this machine, over TLS and HTTP/2.
+//!
+//! ```sh
+//! cargo bench -p fieldpost-transport --bench htx
+//! ```
+//!
+//! Without delays and pacing. Each message is measured between two X25519 of aws-lc, so that both see
+//! the same machine. What a relay does is measured in processor time of its own thread. The table
+//! shows medians; nothing is asserted.
+
+use std::{
+    hint::black_box,
+    sync::{Arc, mpsc},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use ed25519_dalek::SigningKey;
+use fieldpost_envelope::{
+    AnonymityLevel, Content, Envelope, GatewayId, MessageId, PeerAddress, Priority, SignedEnvelope,
+    Timestamp,
+};
+use fieldpost_mixnet::{
+    delay::Pace,
+    directory::{Authority, Certificate, Document, EpochClock, WeightedRelay},
+    htx::SecretKey,
+    sphinx::{Class, Packet, Route, RouteStop},
+};
+use fieldpost_transport::{
+    Transport,
+    htx::{Decoy, HtxOptions, HtxTransport},
+};
+use rand::{SeedableRng, rngs::StdRng};
+use tokio::{runtime::Builder, sync::oneshot, time::sleep};
+
+#[expect(clippy::print_stdout, reason = "a bench reports on standard output")]
+fn main() {
+    // cargo test runs benches, too; there it only has to work.
+    let is_bench = std::env::args().any(|argument| argument == "--bench");
+    let (rounds, packets) = if is_bench { (1_000, 30_000) } else { (3, 50) };
+    println!("| what | median | floors | p99, floors | note |\n|---|---|---|---|---|");
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    runtime.block_on(async {
+        let net = Net::start(3, None).await;
+        for (what, size, rounds) in [
+            ("100 B, three relays", 100, rounds),
+            ("64 KiB, three relays", 64 << 10, rounds / 10 + 1),
+            ("1 MiB, three relays", 1 << 20, rounds / 30 + 1),
+        ] {
+            let (median, ratio, worst) = net.messages(size, rounds).await;
+            println!("| {what} | {median:.0?} | {ratio:.1} | {worst:.1} | send to receive |");
+        }
+        net.close().await;
+    });
+    for (class, note) in [(Class::Small, "2 KiB"), (Class::Large, "32 KiB")] {
+        let count = if class == Class::Small { packets } else { packets / 10 };
+        let (rate, each) = relay_throughput(class, count);
+        let ratio = each.as_secs_f64() / floor().as_secs_f64();
+        println!("| a relay, {note} | {each:.0?} | {ratio:.1} | | {rate:.0} packets/s a core |");
+    }
+}
+
+/// Sends finished packets through one relay; how many a second it passes on for each second of its
+/// thread, links among them, and how long one takes.
+fn relay_throughput(class: Class, count: usize) -> (f64, Duration) {
+    let relay = RelayThread::start();
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let result = runtime.expect("a runtime").block_on(async {
+        let net = Net::start(0, Some(Arc::clone(&relay.node))).await;
+        let (alpha, bravo) = (&net.nodes[1], &net.nodes[2]);
+        let route = net.route(&[&relay.node, bravo]);
+        let mut rng = StdRng::seed_from_u64(1);
+        let built: Vec<_> = (0..count)
+            .map(|_| Packet::build(&mut rng, &route, class, b"x").expect("good keys").into_bytes())
+            .collect();
+        // The first is for the links to be made.
+        let (first, rest) = built.split_first().expect("there are some");
+        let passed = || relay.node.figures().packets_forwarded;
+        while passed() == 0 {
+            alpha.forward(relay.node.id(), first.to_vec()).await.expect("there is room");
+            sleep(Duration::from_millis(600)).await;
+        }
+        let began = relay.time();
+        for packet in rest {
+            while alpha.forward(relay.node.id(), packet.to_vec()).await.is_err() {
+                sleep(Duration::from_millis(1)).await;
+            }
+        }
+        while passed() < count as u64 {
+            sleep(Duration::from_millis(20)).await;
+        }
+        let spent = relay.time() - began;
+        net.close().await;
+        (rest.len() as f64 / spent.as_secs_f64(), spent / rest.len() as u32)
+    });
+    relay.stop();
+    result
+}
+
+/// A relay with a thread of its own, where all of its tasks are.
+struct RelayThread {
+    node: Arc<HtxTransport>,
+    /// Where the system says how long the thread has worked.
+    statistics: String,
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl RelayThread {
+    fn start() -> Self {
+        let (started, start) = mpsc::sync_channel(1);
+        let (stop, stopped) = oneshot::channel();
+        let thread = thread::spawn(move || {
+            let own = std::fs::read_link("/proc/thread-self").expect("Linux");
+            let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let statistics = format!("/proc/{}/schedstat", own.display());
+                started.send((node(1, true).await, statistics)).expect("somebody waits");
+                stopped.await.expect("it is stopped");
+            });
+        });
+        let (node, statistics) = start.recv().expect("a relay");
+        Self { node, statistics, stop, thread }
+    }
+
+    /// Processor time of the thread so far.
+    fn time(&self) -> Duration {
+        let text = std::fs::read_to_string(&self.statistics).expect("it runs");
+        let first = text.split(' ').next().and_then(|text| text.parse().ok());
+        Duration::from_nanos(first.expect("nanoseconds"))
+    }
+
+    fn stop(self) {
+        self.stop.send(()).expect("it runs");
+        self.thread.join().expect("it ends well");
+    }
+}
+
+/// Relays and two gateways, the relays first.
+struct Net {
+    nodes: Vec<Arc<HtxTransport>>,
+    authority: Authority,
+}
+
+impl Net {
+    async fn start(relays: u8, other: Option<Arc<HtxTransport>>) -> Self {
+        let signer = SigningKey::from_bytes(&[200; 32]);
+        let authority = authority();
+        let mut nodes: Vec<_> = other.into_iter().collect();
+        for seed in 0..relays {
+            nodes.push(node(10 + seed, true).await);
+        }
+        for seed in GATEWAYS {
+            nodes.push(node(seed, false).await);
+        }
+        let weighted =
+            nodes.iter().map(|node| WeightedRelay::new(node.descriptor().borrow().clone(), 1_000));
+        let genesis = Document::genesis(&authority, time(), weighted.collect());
+        let mut document = genesis.expect("good descriptors").unsigned();
+        document.sign(&signer);
+        for node in &nodes {
+            node.learn(document.to_bytes()).await.expect("it runs");
+        }
+        for node in &nodes[nodes.len() - 2..] {
+            let mut reachable = node.reachable();
+            reachable.wait_for(|known| known.len() == 1).await.expect("it runs");
+        }
+        Self { nodes, authority }
+    }
+
+    /// Median of the times, median and 99th percentile of the ratios to the floor.
+    async fn messages(&self, size: usize, rounds: usize) -> (Duration, f64, f64) {
+        let [alpha, bravo] = &self.nodes[self.nodes.len() - 2..] else { unreachable!() };
+        let (mut times, mut ratios) = (Vec::new(), Vec::new());
+        let target = gateway_id(GATEWAYS[1]).to_string();
+        // The first are for links to be made and times to be learnt.
+        for round in 0..rounds + WARM_UP {
+            let envelope = envelope(size);
+            let before = floor();
+            let begin = now();
+            alpha.send(&target, envelope).await.expect("there is room");
+            let came = bravo.receive().await.expect("it runs");
+            let took = begin.elapsed();
+            bravo.taken(&came);
+            if round >= WARM_UP {
+                times.push(took);
+                ratios.push(took.as_secs_f64() / ((before + floor()) / 2).as_secs_f64());
+            }
+        }
+        times.sort();
+        ratios.sort_by(f64::total_cmp);
+        let at = |share: f64| ratios[((ratios.len() - 1) as f64 * share) as usize];
+        (times[times.len() / 2], at(0.5), at(0.99))
+    }
+
+    fn route(&self, nodes: &[&Arc<HtxTransport>]) -> Route {
+        let epoch = self.authority.clock().epoch_at(time());
+        let stops = nodes.iter().map(|node| {
+            let descriptor = node.descriptor().borrow().clone();
+            let said = descriptor.verify().expect("its own");
+            let key = said.keys_of(epoch).expect("keys of the epoch").sphinx;
+            RouteStop { id: said.id(), key, delay: Duration::ZERO }
+        });
+        Route::new(epoch, stops.collect()).expect("few hops")
+    }
+
+    async fn close(self) {
+        for node in self.nodes {
+            node.shutdown().await;
+        }
+    }
+}
+
+async fn node(seed: u8, relays: bool) -> Arc<HtxTransport> {
+    let key = SigningKey::from_bytes(&[seed; 32]);
+    let not_after = Timestamp::try_from(time().as_millis() + 82_800_000).expect("a time");
+    let certificate = Certificate::issue(&gateway_key(seed), &key.verifying_key(), not_after);
+    let none = Duration::ZERO;
+    let options = HtxOptions {
+        listen: Some("127.0.0.1:0".parse().expect("an address")),
+        advertise: vec![],
+        server_name: "site.example".into(),
+        tls: None,
+        decoy: Decoy::built_in("Site"),
+        relays,
+        operator: format!("operator {}", seed % 2),
+        autonomous_system: None,
+        country: None,
+        through: vec![],
+        capacity: 10_000,
+        max_hops: 5,
+        pace: Pace { delay: none, payload: none, sender_loop: none, relay_loop: none },
+        lab: true,
+        secrets_dir: None,
+        authority: authority(),
+        documents: vec![],
+    };
+    let certificate = (!relays).then_some(certificate);
+    HtxTransport::start(options, key, certificate, Arc::new(time)).await.expect("a node")
+}
+
+fn envelope(size: usize) -> SignedEnvelope {
+    let recipient = PeerAddress::remote("bob".parse().expect("a name"), gateway_id(GATEWAYS[1]));
+    let envelope = Envelope {
+        sender: PeerAddress::remote("alice".parse().expect("a name"), gateway_id(GATEWAYS[0])),
+        recipient: recipient.clone().into(),
+        to: recipient.into(),
+        message_id: MessageId(uuid::Uuid::from_bytes([7; 16])),
+        sent_at: time(),
+        expires_at: Timestamp::try_from(time().as_millis() + 3_600_000).expect("a time"),
+        priority: Priority::Normal,
+        level: AnonymityLevel::NONE,
+        lane_seq: None,
+        after: None,
+        content: Content::binary(vec![7; size]),
+    };
+    envelope.sign(&gateway_key(GATEWAYS[0])).expect("a good envelope")
+}
+
+fn authority() -> Authority {
+    let signer = SigningKey::from_bytes(&[200; 32]).verifying_key();
+    Authority::new(1, [signer], EpochClock::HOUR).expect("one signer")
+}
+
+fn gateway_key(seed: u8) -> SigningKey {
+    SigningKey::from_bytes(&[seed + 100; 32])
+}
+
+fn gateway_id(seed: u8) -> GatewayId {
+    gateway_key(seed).verifying_key().into()
+}
+
+#[expect(clippy::disallowed_methods, reason = "a bench lives in real time")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+#[expect(clippy::disallowed_methods, reason = "a bench lives in real time")]
+fn time() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    Timestamp::try_from(since.as_millis() as u64).expect("a time")
+}
+
+fn floor() -> Duration {
+    let (own, other) = (SecretKey::from_bytes(&[1; 32]), SecretKey::from_bytes(&[2; 32]));
+    let begin = now();
+    for _ in 0..8 {
+        black_box(own.agree(black_box(other.public())));
+    }
+    begin.elapsed() / 8
+}
+
+const GATEWAYS: [u8; 2] = [20, 21];
+const WARM_UP: usize = 20;
