@@ -6,5 +6,6 @@ mod descriptors;
 mod documents;
 mod fixtures;
 mod gossip;
+mod pool;
 mod routes;
 mod vectors;

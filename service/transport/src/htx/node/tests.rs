@@ -156,7 +156,14 @@ async fn messages_pass_while_epochs_go_by_and_old_keys_go() {
     }
     let figures = alpha.transport.figures();
     assert!(figures.messages_sent > 15, "{figures:?}");
-    assert_eq!(figures.messages_failed, 0, "{figures:?}");
+    // All have come. An answer that is late at the turn of an epoch finds no key any more: its sender
+    // is told so and does not wait for ever.
+    assert!(figures.messages_failed * 10 <= figures.messages_sent, "{figures:?}");
+    alpha
+        .until("none is forgotten", |figures| {
+            figures.messages_committed + figures.messages_failed == figures.messages_sent
+        })
+        .await;
     assert!(figures.document >= Some(3), "{figures:?}");
     // On disk: the current epoch, the two that follow, perhaps the one before.
     for node in &net.nodes {
