@@ -8,14 +8,16 @@ use fieldpost_mixnet::{
     sender::Routes,
     sphinx::{Route, RouteStop},
 };
-use rand::{rngs::StdRng, seq::IteratorRandom};
+use rand::seq::IteratorRandom;
+
+use crate::htx::ForgetfulRng;
 
 /// The routes that can be drawn now.
 pub(super) struct RouteBook {
     own: RelayId,
     clock: EpochClock,
     policy: RoutePolicy,
-    chooser: RouteChooser<StdRng>,
+    chooser: RouteChooser<ForgetfulRng>,
     active: Option<Arc<Document>>,
     /// The keys that we hold for the current epoch.
     held: Option<EpochKeys>,
@@ -28,7 +30,7 @@ impl RouteBook {
         own: RelayId,
         clock: EpochClock,
         policy: RoutePolicy,
-        rng: StdRng,
+        rng: ForgetfulRng,
         now: Timestamp,
     ) -> Self {
         let chooser = RouteChooser::new(rng, clock, Some(own));
@@ -73,7 +75,7 @@ impl RouteBook {
     }
 
     /// A node of the gateway that a message would get to now.
-    pub(super) fn node_of(&self, gateway: GatewayId, rng: &mut StdRng) -> Option<RelayId> {
+    pub(super) fn node_of(&self, gateway: GatewayId, rng: &mut ForgetfulRng) -> Option<RelayId> {
         if !self.is_listed() {
             return None;
         }
