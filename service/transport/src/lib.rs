@@ -4,6 +4,7 @@
 //! reaches, and two ends to put envelopes in and take them out.
 
 mod air;
+mod bluetooth;
 mod files;
 pub mod htx;
 mod memory;
@@ -20,6 +21,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 pub use air::{AirCounters, AirRadio, AirServer, Position, Scenario, ScenarioError, Station};
+pub use bluetooth::{BluetoothRadio, BluetoothStatus};
 pub use files::{FileError, FileFetch, FileInfo, FileSource};
 pub use memory::{Faults, MemoryNetwork, MemoryOptions, MemoryTransport};
 pub use mesh::{MeshCounters, MeshError, MeshOptions, MeshRefusal, MeshTransport};
