@@ -11,43 +11,39 @@ import sys
 import time
 
 # Far more than anything takes, in the guest's own time.
-LONG = 60
+LONG = 30
 
 
 class Failed(Exception):
     """Something did not come to be."""
 
 
-class Node:
-    """One `rig_node`, its events so far and its child process."""
+class Speaker:
+    """Something that tells events and takes commands, both in lines of JSON."""
 
-    def __init__(self, adapter, nickname):
-        self.adapter, self.nickname = adapter, nickname
+    def __init__(self, nickname):
+        self.nickname, self.id = nickname, None
         self.events, self.seen, self.changed = [], 0, asyncio.Event()
-        self.process = self.id = None
 
-    async def start(self):
-        log = open(f"/out/{self.nickname}.log", "ab")
-        environment = dict(os.environ, RUST_LOG=os.environ.get("RUST_LOG", "fieldpost_transport=debug,info"))
-        self.process = await asyncio.create_subprocess_exec(
-            "./rig_node", self.adapter, self.nickname, env=environment,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
-        self.reader = asyncio.create_task(self._read())
+    async def listen(self, lines, writer):
+        self.writer = writer
+        self.reader = asyncio.create_task(self._read(lines))
         self.id = (await self.wait("node"))["id"]
         return self
 
-    async def _read(self):
-        record = open(f"/out/{self.nickname}.events", "a", encoding="utf-8")
-        async for line in self.process.stdout:
-            event = json.loads(line)
-            event["at"] = time.monotonic()
-            record.write(f"{event['at']:.3f} {line.decode()}")
-            record.flush()
-            self.events.append(event)
-            self.changed.set()
+    async def _read(self, lines):
+        with open(f"/out/{self.nickname}.events", "a", encoding="utf-8") as record:
+            async for line in lines:
+                event = json.loads(line)
+                event["at"] = time.monotonic()
+                record.write(f"{event['at']:.3f} {line.decode()}")
+                record.flush()
+                self.events.append(event)
+                self.changed.set()
+        self.changed.set()
 
     def say(self, **command):
-        self.process.stdin.write((json.dumps(command) + "\n").encode())
+        self.writer.write((json.dumps(command) + "\n").encode())
 
     def mark(self):
         """Later waits look only at what comes after this moment."""
@@ -68,12 +64,29 @@ class Node:
             if event:
                 return event
             left = end - time.monotonic()
-            if left <= 0 or (self.process.returncode is not None and self.reader.done()):
+            if left <= 0 or self.reader.done():
                 raise Failed(f"{self.nickname}: no {event_kind} {wanted} within {timeout} s")
             try:
                 await asyncio.wait_for(self.changed.wait(), left)
             except asyncio.TimeoutError:
                 pass
+
+
+class Node(Speaker):
+    """One `rig_node`, a child process."""
+
+    def __init__(self, adapter, nickname):
+        super().__init__(nickname)
+        self.adapter, self.process = adapter, None
+
+    async def start(self):
+        environment = dict(os.environ)
+        environment.setdefault("RUST_LOG", "fieldpost_transport=debug,info")
+        with open(f"/out/{self.nickname}.log", "ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                "./rig_node", self.adapter, self.nickname, env=environment,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+        return await self.listen(self.process.stdout, self.process.stdin)
 
     async def stop(self):
         """As a gateway that shuts down."""
@@ -83,6 +96,20 @@ class Node:
     async def kill(self):
         self.process.kill()
         await self.process.wait()
+
+
+class Phone(Speaker):
+    """One of the Bumble devices on the rig's air. See phone.py."""
+
+    async def start(self):
+        end = time.monotonic() + LONG
+        while True:
+            try:
+                return await self.listen(*await asyncio.open_unix_connection(f"/tmp/{self.nickname}.sock"))
+            except OSError as problem:
+                if time.monotonic() > end:
+                    raise Failed(f"the phone {self.nickname} does not answer") from problem
+                await asyncio.sleep(0.2)
 
 
 class Table:

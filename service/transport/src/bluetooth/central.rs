@@ -121,7 +121,7 @@ impl Central {
                     frames = self.links.frames();
                     seeker.note_traffic(now);
                 }
-                let attempt = seeker.next_attempt(now);
+                let attempt = seeker.next_attempt(now, |peer| self.has_come(peer));
                 (attempt, seeker.is_listening(now), seeker.next_deadline(now))
             };
             let is_stale = scanning_since.is_some_and(|since| since + SCAN_RENEWED <= now);
@@ -164,6 +164,13 @@ impl Central {
         }
     }
 
+    /// Whether that device has connected to us. Only where the system names devices by address.
+    fn has_come(&self, peer: &PeripheralId) -> bool {
+        let name = peer.to_string();
+        let address = name.rsplit_once("dev_").map(|(_, address)| address.replace('_', ":"));
+        address.is_some_and(|address| self.links.is_taken(&address))
+    }
+
     async fn scan(&self) -> Result<(), String> {
         let filter = ScanFilter { services: vec![SERVICE] };
         match timeout(SYSTEM_PATIENCE, self.adapter.start_scan(filter)).await {
@@ -183,8 +190,11 @@ impl Central {
             Ok(prepared) => prepared,
             Err(reason) => {
                 self.shared.standing().remove(peer);
-                // Without it, BlueZ goes on trying, and refuses each further attempt meanwhile.
-                disconnect(&device).await;
+                // Without it, BlueZ goes on trying, and refuses each further attempt meanwhile. But it
+                // would also end what the device began.
+                if !self.has_come(peer) {
+                    disconnect(&device).await;
+                }
                 return Err(reason);
             }
         };
@@ -278,6 +288,7 @@ impl Watching {
                 CentralEvent::DeviceDisconnected(id) => {
                     self.turned.notify_one();
                     self.shared.standing().remove(&id);
+                    self.shared.changed.notify_one();
                 }
                 CentralEvent::DeviceDiscovered(id) | CentralEvent::DeviceUpdated(id) => {
                     self.heard(id, None).await;

@@ -1,7 +1,7 @@
 //! The links that stand, in whichever role.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     pin::pin,
     sync::{
@@ -39,6 +39,8 @@ struct Inner {
     events: mpsc::Sender<RadioEvent>,
     status: watch::Sender<BluetoothStatus>,
     frames: AtomicU64,
+    /// Devices that connected to us, as the system writes their addresses.
+    taken: Mutex<BTreeSet<String>>,
 }
 
 struct Entry {
@@ -73,8 +75,8 @@ impl Links {
         events: mpsc::Sender<RadioEvent>,
         status: watch::Sender<BluetoothStatus>,
     ) -> Self {
-        let (entries, frames) = (Mutex::default(), AtomicU64::new(0));
-        Self(Arc::new(Inner { ids, entries, events, status, frames }))
+        let (entries, frames, taken) = (Mutex::default(), AtomicU64::new(0), Mutex::default());
+        Self(Arc::new(Inner { ids, entries, events, status, frames, taken }))
     }
 
     pub(super) fn status(&self) -> &watch::Sender<BluetoothStatus> {
@@ -89,6 +91,22 @@ impl Links {
     /// Frames that crossed any link, either way, so far.
     pub(super) fn frames(&self) -> u64 {
         self.0.frames.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether a device has connected to us. Over its connection both sides can speak, so that
+    /// connecting to it as well would only say everything twice.
+    pub(super) fn set_taken(&self, address: String, is_taken: bool) {
+        let mut taken = self.taken();
+        if is_taken {
+            taken.insert(address)
+        } else {
+            taken.remove(&address)
+        };
+    }
+
+    /// Whether a device of that address has connected to us.
+    pub(super) fn is_taken(&self, address: &str) -> bool {
+        self.taken().contains(address)
     }
 
     pub(super) fn transmit(&self, link: LinkId, frame: Vec<u8>) -> Result<(), TransmitError> {
@@ -140,6 +158,7 @@ impl Links {
         for link in links {
             self.close(link).await;
         }
+        self.taken().clear();
     }
 
     fn count(&self) {
@@ -150,6 +169,10 @@ impl Links {
         self.0.status.send_modify(|status| {
             (status.central_links, status.peripheral_links) = (made, taken);
         });
+    }
+
+    fn taken(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.0.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<LinkId, Entry>> {

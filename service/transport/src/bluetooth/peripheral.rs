@@ -193,6 +193,7 @@ impl Server {
         }
         let (current, replaced) = oneshot::channel();
         let number = self.taken.get(&address).map_or(0, |taken| taken.number + 1);
+        self.links.set_taken(address.to_string(), true);
         self.taken.insert(address, Taken { number, readers, _current: current });
         let (adapter, links) = (self.adapter.clone(), self.links.clone());
         self.tasks.spawn(async move {
@@ -204,6 +205,7 @@ impl Server {
     fn forget(&mut self, address: Address, number: u64) {
         if self.taken.get(&address).is_some_and(|taken| taken.number == number) {
             self.taken.remove(&address);
+            self.links.set_taken(address.to_string(), false);
         }
     }
 

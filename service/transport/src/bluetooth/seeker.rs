@@ -103,9 +103,14 @@ impl<P: Clone + Ord, R: Rng> Seeker<P, R> {
         self.candidates.insert(peer, candidate);
     }
 
-    /// Whom to connect to now, if anybody. One attempt at a time: it must be answered with
-    /// [`connected`](Self::connected) or [`failed`](Self::failed).
-    pub(super) fn next_attempt(&mut self, now: Duration) -> Option<P> {
+    /// Whom to connect to now, if anybody; not to those that have connected to us (`is_taken`). One
+    /// attempt at a time: it must be answered with [`connected`](Self::connected) or
+    /// [`failed`](Self::failed).
+    pub(super) fn next_attempt(
+        &mut self,
+        now: Duration,
+        is_taken: impl Fn(&P) -> bool,
+    ) -> Option<P> {
         self.candidates.retain(|peer, candidate| {
             candidate.heard_at + REMEMBERED > now || self.connected.contains(peer)
         });
@@ -116,7 +121,7 @@ impl<P: Clone + Ord, R: Rng> Seeker<P, R> {
         let (peer, _) = self
             .candidates
             .iter()
-            .filter(|(peer, _)| !self.connected.contains(*peer))
+            .filter(|(peer, _)| !self.connected.contains(*peer) && !is_taken(peer))
             .filter(|(_, candidate)| candidate.not_before <= now)
             // An unknown strength is no reason to leave somebody out.
             .filter(|(_, candidate)| candidate.strength.is_none_or(|strength| strength >= floor))
@@ -266,11 +271,19 @@ mod tests {
     fn a_neighbour_that_is_heard_is_tried_within_half_a_second() {
         let mut seeker = seeker();
         seeker.heard(at(1000), 7, Some(-60));
-        assert_eq!(seeker.next_attempt(at(1400)), Some(7));
+        assert_eq!(seeker.next_attempt(at(1400), nobody), Some(7));
         assert!(!seeker.is_listening(at(1400)), "it cannot listen while it connects");
-        assert_eq!(seeker.next_attempt(at(1500)), None, "one attempt at a time");
+        assert_eq!(seeker.next_attempt(at(1500), nobody), None, "one attempt at a time");
         seeker.connected(at(2000), &7);
-        assert_eq!(seeker.next_attempt(at(9000)), None, "the link stands");
+        assert_eq!(seeker.next_attempt(at(9000), nobody), None, "the link stands");
+    }
+
+    #[test]
+    fn who_has_connected_to_us_is_left_alone() {
+        let mut seeker = seeker();
+        seeker.heard(at(0), 1, Some(-40));
+        seeker.heard(at(0), 2, Some(-80));
+        assert_eq!(seeker.next_attempt(at(500), |peer| *peer == 1), Some(2));
     }
 
     #[test]
@@ -279,10 +292,10 @@ mod tests {
         for (peer, strength) in [(1, -80), (2, -40), (3, -60)] {
             seeker.heard(at(0), peer, Some(strength));
         }
-        assert_eq!(seeker.next_attempt(at(500)), Some(2));
+        assert_eq!(seeker.next_attempt(at(500), nobody), Some(2));
         seeker.connected(at(600), &2);
-        assert_eq!(seeker.next_attempt(at(1000)), None);
-        assert_eq!(seeker.next_attempt(at(1100)), Some(3));
+        assert_eq!(seeker.next_attempt(at(1000), nobody), None);
+        assert_eq!(seeker.next_attempt(at(1100), nobody), Some(3));
     }
 
     #[test]
@@ -295,7 +308,7 @@ mod tests {
         let mut made = 0;
         while let Some(peer) = {
             now += Duration::from_secs(1);
-            seeker.next_attempt(now)
+            seeker.next_attempt(now, nobody)
         } {
             seeker.connected(now, &peer);
             made += 1;
@@ -311,7 +324,7 @@ mod tests {
         let mut last = now;
         while waits.len() < 8 {
             seeker.heard(now, 1, Some(-70));
-            if let Some(peer) = seeker.next_attempt(now) {
+            if let Some(peer) = seeker.next_attempt(now, nobody) {
                 seeker.failed(now, &peer);
                 waits.push((now - last).as_secs());
                 last = now;
@@ -326,18 +339,18 @@ mod tests {
     fn after_a_drop_there_is_a_pause_and_then_another_try() {
         let mut seeker = seeker();
         seeker.heard(at(0), 1, None);
-        assert_eq!(seeker.next_attempt(at(500)), Some(1));
+        assert_eq!(seeker.next_attempt(at(500), nobody), Some(1));
         seeker.connected(at(500), &1);
         seeker.dropped(at(100_000), &1);
-        assert_eq!(seeker.next_attempt(at(102_900)), None);
-        assert_eq!(seeker.next_attempt(at(103_500)), Some(1));
+        assert_eq!(seeker.next_attempt(at(102_900), nobody), None);
+        assert_eq!(seeker.next_attempt(at(103_500), nobody), Some(1));
     }
 
     #[test]
     fn who_is_not_heard_for_a_minute_is_forgotten() {
         let mut seeker = seeker();
         seeker.heard(at(0), 1, Some(-70));
-        assert_eq!(seeker.next_attempt(at(60_000)), None);
+        assert_eq!(seeker.next_attempt(at(60_000), nobody), None);
     }
 
     #[test]
@@ -353,7 +366,7 @@ mod tests {
             seeker.set_links(at(0), links);
             seeker.heard(at(now - 500), 1, Some(strength));
             assert_eq!(
-                seeker.next_attempt(at(now)).is_some(),
+                seeker.next_attempt(at(now), nobody).is_some(),
                 is_tried,
                 "{links} {now} {strength}"
             );
@@ -384,11 +397,15 @@ mod tests {
         assert_eq!(seeker.candidates.len(), CANDIDATES);
         seeker.heard(at(0), 1000, Some(-50));
         assert_eq!(seeker.candidates.len(), CANDIDATES);
-        assert_eq!(seeker.next_attempt(at(500)), Some(1000));
+        assert_eq!(seeker.next_attempt(at(500), nobody), Some(1000));
     }
 
     fn seeker() -> Seeker<u8, StdRng> {
         Seeker::new(StdRng::seed_from_u64(7))
+    }
+
+    fn nobody<P>(_: &P) -> bool {
+        false
     }
 
     fn at(milliseconds: u64) -> Duration {
