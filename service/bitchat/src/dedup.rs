@@ -69,6 +69,10 @@ impl<K: Clone + Ord> Seen<K> {
         true
     }
 
+    pub(crate) fn remove(&mut self, key: &K) {
+        self.keys.remove(key);
+    }
+
     pub(crate) fn contains(&self, key: &K) -> bool {
         self.keys.contains_key(key)
     }

@@ -129,6 +129,15 @@ pub enum Command {
         /// What is said of it.
         kind: ReceiptKind,
     },
+    /// A private message that came could not be kept: take it for new when it comes again.
+    Forget {
+        /// For whom it was.
+        to: MeshId,
+        /// Who wrote it.
+        from: MeshId,
+        /// Its id as it came.
+        message_id: String,
+    },
     /// Send bytes to another gateway.
     SendGateway {
         /// Its node.
@@ -318,6 +327,8 @@ pub struct Peer {
     pub capabilities: Capabilities,
     /// Whether it is a Fieldpost node, which takes [`Command::SendGateway`].
     pub is_gateway: bool,
+    /// Whether it speaks through a Fieldpost gateway.
+    pub is_hosted: bool,
     /// How many links its announce crossed.
     pub hops: u8,
     /// When it was last heard.

@@ -8,6 +8,9 @@ use std::time::Duration;
 pub struct Limits {
     /// Links at once; further ones are disconnected.
     pub links: usize,
+    /// Links that what is said here may cross, from 1 to 7; one less for what hosted peers say.
+    /// Announces always say 7 and 6, since links are bound by that.
+    pub hops: u8,
     /// Peers that speak through this node, itself included; hosting more is refused.
     pub hosted: usize,
     /// Peers remembered, present or only pinned. A new stranger takes the place of the stranger
@@ -85,6 +88,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             links: 32,
+            hops: 7,
             hosted: 64,
             peers: 2048,
             new_peers_per_link_a_minute: 120,

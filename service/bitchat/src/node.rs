@@ -44,6 +44,7 @@ pub struct Node<R> {
     limits: Limits,
     counters: Counters,
     own: MeshId,
+    is_phone: bool,
     locals: BTreeMap<MeshId, Local>,
     links: BTreeMap<LinkId, Link>,
     peers: Peers,
@@ -71,6 +72,7 @@ impl<R: Rng> Node<R> {
             rng,
             counters: Counters::default(),
             own,
+            is_phone: false,
             locals: BTreeMap::from([(own, local)]),
             links: BTreeMap::new(),
             peers: Peers::new(limits.peers),
@@ -89,6 +91,15 @@ impl<R: Rng> Node<R> {
             actions: Vec::new(),
             limits,
         }
+    }
+
+    /// The same node without the marks by which Fieldpost gateways know each other: to others it is
+    /// a phone. For tests that play one.
+    #[must_use]
+    pub fn as_phone(mut self) -> Self {
+        self.is_phone = true;
+        self.locals.values_mut().for_each(Local::unmark);
+        self
     }
 
     /// Takes in one event and gives what is to be done about it.
@@ -197,6 +208,7 @@ impl<R: Rng> Node<R> {
             Command::SendReceipt { from, to, message_id, kind } => {
                 self.send_receipt(now, from, to, &message_id, kind);
             }
+            Command::Forget { to, from, message_id } => self.forget_private(to, from, message_id),
             Command::SendGateway { to, transfer_id, bytes } => {
                 self.send_gateway(now, to, transfer_id, bytes);
             }

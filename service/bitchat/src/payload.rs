@@ -7,6 +7,7 @@ pub mod announce;
 pub mod board;
 pub mod carrier;
 pub mod courier;
+pub mod exchange;
 pub mod file;
 pub mod fragment;
 pub mod gateway;

@@ -29,6 +29,7 @@ pub(crate) struct Known {
     /// What it has proven inside a session that it can do.
     pub(crate) proven: Option<Capabilities>,
     pub(crate) is_gateway: bool,
+    pub(crate) is_hosted: bool,
     pub(crate) hops: u8,
     pub(crate) heard_at: Duration,
     pub(crate) announced_ms: u64,
@@ -105,6 +106,7 @@ impl Peers {
                 capabilities,
                 proven: None,
                 is_gateway: announce.is_gateway,
+                is_hosted: announce.is_hosted,
                 hops,
                 heard_at: now,
                 announced_ms: timestamp_ms,
@@ -125,6 +127,7 @@ impl Peers {
         known.nickname = announce.nickname;
         known.capabilities = capabilities;
         known.is_gateway = announce.is_gateway;
+        known.is_hosted = announce.is_hosted;
         known.hops = hops;
         known.heard_at = now;
         known.announced_ms = timestamp_ms;
@@ -152,6 +155,7 @@ impl Peers {
             capabilities: Capabilities::default(),
             proven: None,
             is_gateway: false,
+            is_hosted: false,
             hops: 0,
             heard_at: Duration::ZERO,
             announced_ms: 0,
@@ -237,6 +241,7 @@ impl Known {
             fingerprint: fingerprint(&self.noise_key),
             capabilities: self.capabilities,
             is_gateway: self.is_gateway,
+            is_hosted: self.is_hosted,
             hops: self.hops,
             heard_at: self.heard_at,
             is_verified: self.is_verified || self.is_proven,

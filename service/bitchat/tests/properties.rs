@@ -104,6 +104,7 @@ proptest! {
             capabilities: capabilities.map(Capabilities),
             geohash,
             is_gateway,
+            is_hosted: !is_gateway && apple,
         };
         let order = if apple { Order::Apple } else { Order::Android };
         prop_assert_eq!(Announce::decode(&announce.encode(order).unwrap()), Ok(announce));

@@ -409,6 +409,7 @@ impl Dispatch {
             started_at: now,
             result: AttemptResult::Sent,
             reason: Some(place.reason.clone()),
+            hops: None,
         };
         let deadline = Some(deadline);
         self.under_way.push(UnderWay { attempt, took_charge: false, is_beside, deadline });

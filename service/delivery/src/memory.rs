@@ -12,12 +12,12 @@ use std::{
     time::Duration,
 };
 
-use fieldpost_envelope::{GatewayId, MessageId, PeerId};
+use fieldpost_envelope::{MessageId, PeerId};
 
 use self::book::Book;
 use crate::{
-    Accepted, Attempt, Cancelled, Claim, Confirm, Inbound, InboxEntry, Next, ReceiptIn, ReceiptOut,
-    Received, Record, Seq, Settled, Store, Submission, Time,
+    Accepted, Attempt, Cancelled, Claim, Confirm, Correspondent, Inbound, InboxEntry, Next,
+    ReceiptIn, ReceiptOut, Received, Record, Seq, Settled, Store, Submission, Time,
 };
 
 /// How long the identity of a message is remembered: the longest time to live and a day (design,
@@ -63,9 +63,9 @@ impl MemoryStore {
         self.book().receipt_left(receipt, own_digest, retry_at);
     }
 
-    /// `gateway` has the receipt with this digest: it need not be sent again.
-    pub fn receipt_answered(&self, own_digest: &[u8; 32], gateway: GatewayId) {
-        self.book().receipt_answered(own_digest, gateway);
+    /// `signer` has the receipt with this digest: it need not be sent again.
+    pub fn receipt_answered(&self, own_digest: &[u8; 32], signer: Correspondent) {
+        self.book().receipt_answered(own_digest, signer);
     }
 
     /// Owes the answer to a receipt that came for an envelope of ours, and says whether; a receipt

@@ -1,8 +1,8 @@
 //! What a receipt from the recipient's gateway does to a delivery (design, section 5).
 
-use fieldpost_envelope::{GatewayId, MessageStatus, ReceiptKind};
+use fieldpost_envelope::{MessageStatus, ReceiptKind};
 
-use crate::{ReceiptIn, Target, state};
+use crate::{Correspondent, ReceiptIn, Target, state};
 
 /// Where a delivery stands when a receipt comes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -28,13 +28,16 @@ pub enum Effect {
     },
 }
 
-/// The gateway whose word counts for a delivery; nobody's for a broadcast over a transport.
+/// Whose word counts for a delivery; nobody's for a broadcast over a transport.
 ///
 /// A phone signs nothing that a gateway could check later; its transport reports for it.
-pub fn signer_of(target: &Target) -> Option<GatewayId> {
+pub fn signer_of(target: &Target) -> Option<Correspondent> {
     match target {
-        Target::Remote(address) => address.gateway,
-        Target::Group { home, .. } => Some(*home),
+        Target::Remote(address) => match address.gateway {
+            Some(gateway) => Some(gateway.into()),
+            None => Correspondent::phone(&address.peer),
+        },
+        Target::Group { home, .. } => Some((*home).into()),
         Target::Local(_) | Target::Broadcast(_) => None,
     }
 }
@@ -69,6 +72,8 @@ const NO_REASON: &str = "the recipient's gateway refused the message and gave no
 #[cfg(test)]
 mod tests {
     use MessageStatus::*;
+
+    use fieldpost_envelope::GatewayId;
 
     use super::*;
     use crate::Time;
@@ -123,7 +128,8 @@ mod tests {
         for &status in MessageStatus::ALL {
             for &kind in ReceiptKind::ALL {
                 let standing = Standing { status, stored: false };
-                let forged = ReceiptIn { signer: GatewayId::from_bytes([8; 32]), ..receipt(kind) };
+                let forged =
+                    ReceiptIn { signer: GatewayId::from_bytes([8; 32]).into(), ..receipt(kind) };
                 assert_eq!(effect(standing, &bob(), &forged), None);
                 for target in [
                     Target::Local("bob".parse().unwrap()),
@@ -137,13 +143,25 @@ mod tests {
     }
 
     #[test]
+    fn a_phone_speaks_for_itself_alone() {
+        let phone = Target::Remote("a1b2c3d4e5f60718".parse().unwrap());
+        let standing = Standing { status: Sent, stored: false };
+        let of = |id| ReceiptIn { signer: Correspondent::Phone(id), ..receipt(ReceiptKind::Read) };
+        let ends = Effect::Ends { status: Read, reason: None };
+        let its_own = of([0xa1, 0xb2, 0xc3, 0xd4, 0xe5, 0xf6, 0x07, 0x18]);
+        assert_eq!(effect(standing, &phone, &its_own), Some(ends));
+        assert_eq!(effect(standing, &phone, &of([1; 8])), None);
+        assert_eq!(effect(standing, &bob(), &its_own), None);
+    }
+
+    #[test]
     fn the_home_of_a_group_speaks_for_the_group_and_no_other_gateway_does() {
         let group = Target::Group { id: "hikers".parse().unwrap(), home: there() };
         let standing = Standing { status: Sent, stored: false };
         let ends = Effect::Ends { status: Delivered, reason: None };
         let said = receipt(ReceiptKind::Delivered);
         assert_eq!(effect(standing, &group, &said), Some(ends));
-        let forged = ReceiptIn { signer: GatewayId::from_bytes([8; 32]), ..said };
+        let forged = ReceiptIn { signer: GatewayId::from_bytes([8; 32]).into(), ..said };
         assert_eq!(effect(standing, &group, &forged), None);
     }
 
@@ -171,6 +189,6 @@ mod tests {
 
     fn receipt(kind: ReceiptKind) -> ReceiptIn {
         let at = Time::UNIX_EPOCH;
-        ReceiptIn { envelope: [1; 32], signer: there(), kind, at, reason: None }
+        ReceiptIn { envelope: [1; 32], signer: there().into(), kind, at, reason: None }
     }
 }

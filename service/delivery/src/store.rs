@@ -8,12 +8,12 @@
 //! recipient elsewhere goes into the outbox. A delivery that has ended leaves both and becomes a
 //! line of history.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 use chrono::{DateTime, Utc};
 use fieldpost_envelope::{
-    AnonymityLevel, GatewayId, GroupId, LaneSeq, MessageId, MessageStatus, PeerAddress, PeerId,
-    Priority, ReceiptKind, Recipient,
+    AddressError, AnonymityLevel, GatewayId, GroupId, LaneSeq, MessageId, MessageStatus,
+    PeerAddress, PeerId, Priority, ReceiptKind, Recipient,
 };
 
 /// The instants of stores, to the microsecond.
@@ -256,6 +256,8 @@ pub struct Attempt {
     pub result: AttemptResult,
     /// Why it was chosen, or why it failed.
     pub reason: Option<String>,
+    /// Over how many links the recipient was, or its gateway, where the transport knew.
+    pub hops: Option<u8>,
 }
 
 impl Attempt {
@@ -266,6 +268,7 @@ impl Attempt {
             started_at: accepted_at,
             result: AttemptResult::Stored,
             reason: None,
+            hops: None,
         }
     }
 }
@@ -337,9 +340,55 @@ pub struct Inbound {
 }
 
 impl Inbound {
-    /// The gateway that sent this copy, and where receipts go.
-    pub fn signer(&self) -> Option<GatewayId> {
-        self.via.or(self.message.sender.gateway)
+    /// Who sent this copy, and where receipts go.
+    pub fn signer(&self) -> Option<Correspondent> {
+        let sender = &self.message.sender;
+        let gateway = self.via.or(sender.gateway).map(Correspondent::Gateway);
+        gateway.or_else(|| Correspondent::phone(&sender.peer))
+    }
+}
+
+/// Who gives and gets receipts: a gateway, by its signature, or a phone, by the word of the transport
+/// that holds a session with it.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Correspondent {
+    /// A gateway.
+    Gateway(GatewayId),
+    /// A phone, by the bytes of its name.
+    Phone([u8; 8]),
+}
+
+impl Correspondent {
+    /// The phone of a name that is one.
+    pub fn phone(peer: &PeerId) -> Option<Self> {
+        let digits = peer.is_phone().then(|| u64::from_str_radix(peer.as_str(), 16).ok())?;
+        digits.map(|digits| Self::Phone(digits.to_be_bytes()))
+    }
+}
+
+impl From<GatewayId> for Correspondent {
+    fn from(gateway: GatewayId) -> Self {
+        Self::Gateway(gateway)
+    }
+}
+
+impl fmt::Display for Correspondent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gateway(gateway) => gateway.fmt(f),
+            Self::Phone(id) => PeerId::phone(*id).fmt(f),
+        }
+    }
+}
+
+impl FromStr for Correspondent {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        match text.parse().ok().and_then(|peer| Self::phone(&peer)) {
+            Some(phone) => Ok(phone),
+            None => text.parse().map(Self::Gateway),
+        }
     }
 }
 
@@ -362,8 +411,8 @@ pub enum Received {
 pub struct ReceiptIn {
     /// SHA-256 of the envelope it answers.
     pub envelope: [u8; 32],
-    /// The gateway that signed it; must be the one the envelope went to.
-    pub signer: GatewayId,
+    /// Whose word it is; must be the one the envelope went to.
+    pub signer: Correspondent,
     /// What it says.
     pub kind: ReceiptKind,
     /// When that happened there.
@@ -372,13 +421,13 @@ pub struct ReceiptIn {
     pub reason: Option<String>,
 }
 
-/// A receipt that we owe another gateway.
+/// A receipt that we owe another gateway, or a phone.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ReceiptOut {
     /// SHA-256 of the envelope it answers.
     pub envelope: [u8; 32],
     /// Where it goes.
-    pub gateway: GatewayId,
+    pub gateway: Correspondent,
     /// What it says.
     pub kind: ReceiptKind,
     /// When that happened.

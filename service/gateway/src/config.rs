@@ -1,11 +1,12 @@
 //! What an operator can set: one structure, from flags or environment, read once.
 
 use std::{
-    collections::BTreeSet, ffi::OsString, iter, net::SocketAddr, path::PathBuf, time::Duration,
+    collections::BTreeSet, ffi::OsString, fmt, iter, net::SocketAddr, path::PathBuf, time::Duration,
 };
 
 use clap::{Args, Parser, ValueEnum};
 use fieldpost_envelope::GatewayId;
+use fieldpost_transport::StreamAddress;
 use secrecy::SecretString;
 
 use crate::transports;
@@ -34,9 +35,33 @@ pub struct Config {
     #[arg(long, env = "FIELDPOST_REGISTRATION", value_enum)]
     pub registration: Option<Registration>,
 
-    /// The transports to use, of those that this build has: `mesh`; or `none`.
-    #[arg(long, env = "FIELDPOST_TRANSPORTS", value_delimiter = ',', default_value = "mesh")]
+    /// The transports to use, of those that this build has: `ble`, `mesh`; or `none`.
+    #[arg(long, env = "FIELDPOST_TRANSPORTS", value_delimiter = ',', default_value = "ble,mesh")]
     transports: Vec<String>,
+
+    /// The Bluetooth radio: `auto` for the first adapter, `hciN` for a certain one, `none`, or
+    /// `air:ADDRESS#STATION` for a simulated one (see `fieldpost air`).
+    #[arg(long, env = "FIELDPOST_BLE_RADIO", value_parser = ble_radio, default_value = "auto")]
+    pub ble_radio: BleRadio,
+
+    /// Where other programs come as neighbours on the BitChat mesh: `unix:PATH` or
+    /// `tcp:127.0.0.1:PORT`. Each record is a packet of at most 512 bytes behind its length as four
+    /// bytes, big-endian.
+    #[arg(long, env = "FIELDPOST_BLE_STREAM_LISTEN", value_delimiter = ',', value_parser = stream_address)]
+    pub ble_stream_listen: Vec<StreamAddress>,
+
+    /// Neighbours of that kind to keep a link to.
+    #[arg(long, env = "FIELDPOST_BLE_STREAM_LINK", value_delimiter = ',', value_parser = stream_address)]
+    pub ble_stream_link: Vec<StreamAddress>,
+
+    /// How many links of the BitChat mesh a message may cross; one less where a peer of this gateway
+    /// says it.
+    #[arg(long, env = "FIELDPOST_HOP_LIMIT", default_value_t = 7, value_parser = clap::value_parser!(u8).range(1..=7))]
+    pub hop_limit: u8,
+
+    /// How many peers of this gateway can be BitChat peers for phones.
+    #[arg(long, env = "FIELDPOST_MAX_PEERS", default_value_t = 50, value_parser = clap::value_parser!(u16).range(0..=200))]
+    pub max_peers: u16,
 
     /// Gateways to join that are not found by themselves, as they name their own address at start:
     /// `NODE@HOST:PORT`.
@@ -218,6 +243,35 @@ pub struct Trust {
     pub gateways: BTreeSet<GatewayId>,
 }
 
+/// What `--ble-radio` chooses.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum BleRadio {
+    /// The first Bluetooth adapter, if there is one.
+    Auto,
+    /// None.
+    None,
+    /// The Bluetooth adapter of this name.
+    Adapter(String),
+    /// A station of a simulated air.
+    Air {
+        /// Where the air is.
+        address: StreamAddress,
+        /// The station's name in its scenario.
+        station: String,
+    },
+}
+
+impl fmt::Display for BleRadio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::None => f.write_str("none"),
+            Self::Adapter(name) => f.write_str(name),
+            Self::Air { address, station } => write!(f, "air:{address}#{station}"),
+        }
+    }
+}
+
 /// On or off.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Switch {
@@ -315,10 +369,10 @@ impl Config {
         }
         for name in self.transports() {
             match name {
-                "ble" | "htx" => {
-                    return Err(format!(
-                        "--transports {name}: this build does not have that transport yet"
-                    ));
+                "htx" => {
+                    return Err(
+                        "--transports htx: this build does not have that transport yet".to_owned()
+                    );
                 }
                 "memory" => {
                     return Err("--transports memory: that one joins gateways inside a test and \
@@ -356,6 +410,38 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     .filter(|duration| *duration <= Duration::from_secs(366 * 86_400))
     .ok_or_else(|| {
         format!("{text:?} is not a duration up to a year: write for example 10s, 5m, 2h or 30d")
+    })
+}
+
+/// Parses what `--ble-radio` says.
+fn ble_radio(text: &str) -> Result<BleRadio, String> {
+    let is_adapter = text
+        .strip_prefix("hci")
+        .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()));
+    match text {
+        "auto" => Ok(BleRadio::Auto),
+        "none" => Ok(BleRadio::None),
+        _ if is_adapter => Ok(BleRadio::Adapter(text.to_owned())),
+        _ => match text.strip_prefix("air:").map(|rest| rest.rsplit_once('#')) {
+            Some(Some((address, station))) if !station.is_empty() => {
+                Ok(BleRadio::Air { address: stream_address(address)?, station: station.to_owned() })
+            }
+            Some(_) => Err(format!(
+                "{text:?} names no station of its air: write for example air:unix:/tmp/air#a, where a \
+                 is a station of the scenario"
+            )),
+            None => Err(format!(
+                "{text:?} is no radio: use auto, none, the name of an adapter such as hci0, or \
+                 air:ADDRESS#STATION"
+            )),
+        },
+    }
+}
+
+/// Parses an end of a stream on this machine.
+fn stream_address(text: &str) -> Result<StreamAddress, String> {
+    text.parse().map_err(|error: fieldpost_transport::ParseAddressError| {
+        format!("{error}: streams are not encrypted, so write unix:PATH or tcp:127.0.0.1:PORT")
     })
 }
 

@@ -16,7 +16,7 @@ use crate::{
     config::Config,
     connectivity::Connectivity,
     http::limits::Limits,
-    outbox::{Errands, Learned},
+    outbox::{Awaited, Errands, Learned},
     readiness::Readiness,
     rosters::Rosters,
     store::{Quotas, Store},
@@ -48,6 +48,10 @@ pub struct Shared {
     pub wake_outbox: Arc<Notify>,
     /// Told when a file is to be fetched from another gateway.
     pub wake_files: Arc<Notify>,
+    /// Told when somebody may have come on the air, or gone off it.
+    pub wake_air: Arc<Notify>,
+    /// Who waits for receipts.
+    pub awaited: Awaited,
     /// Receipts that the outbox sends at once.
     pub errands: Errands,
     /// The ways to other gateways.

@@ -185,7 +185,7 @@ async fn take_receipt(
 ) -> sqlx::Result<Outcome> {
     let receipt = ReceiptIn {
         envelope: receipt.answers,
-        signer: receipt.signer,
+        signer: receipt.signer.into(),
         kind: receipt.kind,
         at: receipt.at.into(),
         reason: receipt.reason,
@@ -271,7 +271,7 @@ async fn take_for(
         Some(room) => {
             let receipt = ReceiptOut {
                 envelope: arrival.digest,
-                gateway: arrival.signer,
+                gateway: arrival.signer.into(),
                 kind: ReceiptKind::Stored,
                 at,
                 reason: None,

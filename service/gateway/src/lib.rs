@@ -5,6 +5,7 @@
 
 pub mod accept;
 pub mod admin;
+pub mod air;
 pub mod allowances;
 pub mod bus;
 pub mod client;
@@ -19,6 +20,7 @@ pub mod gateway;
 pub mod http;
 pub mod inbox;
 pub mod outbox;
+pub mod phones;
 pub mod presence;
 pub mod readiness;
 pub mod rosters;

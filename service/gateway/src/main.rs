@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use fieldpost_gateway::{
     admin::{self, AdminCommand},
+    air::{self, AirArgs},
     client::{self, ClientCommand},
     config::Config,
     doctor::{self, DoctorArgs},
@@ -40,6 +41,9 @@ enum Command {
     /// Takes the options of `serve` and judges them. Exit codes: 0 nothing failed, 1 something
     /// failed.
     Doctor(Box<DoctorArgs>),
+    /// Play a simulated air, for demonstrations and tests without Bluetooth.
+    #[command(hide = true)]
+    Air(AirArgs),
     #[command(flatten)]
     Admin(AdminCommand),
     #[command(flatten)]
@@ -80,6 +84,7 @@ async fn perform(command: Command, master_key: Option<SecretString>) -> anyhow::
             let healthy = doctor::run(*doctor).await.context("cannot write to standard output")?;
             return Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
+        Command::Air(args) => air::run(args).await?,
         Command::Admin(mut command) => {
             command.database_mut().master_key = master_key;
             admin::run(command).await?;

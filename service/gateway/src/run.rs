@@ -161,6 +161,8 @@ pub async fn start(config: Config, connect: Option<Connect>) -> anyhow::Result<R
         quotas: Quotas::new(store.clone(), config.sender_share),
         wake_outbox: Arc::default(),
         wake_files: Arc::default(),
+        wake_air: Arc::default(),
+        awaited: Awaited::default(),
         errands: Errands::default(),
         transports,
         learned: Learned::default(),
@@ -271,7 +273,7 @@ fn spawn_workers(workers: &mut Workers, gateway: &Gateway, writers: accept::Writ
     if gateway.config.announces() {
         workers.spawn("bus", workers.until_stop(bus::listen(gateway.clone())));
     }
-    let (awaited, stop) = (Awaited::default(), workers.stop.clone());
+    let (awaited, stop) = (gateway.awaited.clone(), workers.stop.clone());
     workers.spawn("outbox", outbox::run(gateway.clone(), awaited.clone(), stop.clone()));
     workers.spawn("roster", workers.until_stop(rosters::tell(gateway.clone())));
     workers.spawn("names", workers.until_stop(rosters::lead_on(gateway.clone())));

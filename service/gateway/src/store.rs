@@ -38,6 +38,7 @@ mod node_keys;
 mod outbox;
 mod partitions;
 mod peers;
+pub mod phones;
 mod presence;
 pub mod quota;
 mod receive;

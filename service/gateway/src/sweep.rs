@@ -189,5 +189,6 @@ async fn drop_days(gateway: &Gateway, now: DateTime<Utc>) -> sqlx::Result<()> {
 async fn forget_names(gateway: &Gateway, now: DateTime<Utc>) -> sqlx::Result<()> {
     while gateway.store.forget_keys(now - REMEMBERED, NAMES).await? > 0 {}
     while gateway.store.forget_group_words(now, now - REMEMBERED, NAMES).await? > 0 {}
+    gateway.store.forget_phones(now, now - REMEMBERED).await?;
     gateway.store.settle_remote_groups(now).await.map(drop)
 }

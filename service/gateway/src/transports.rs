@@ -4,6 +4,7 @@
 //! Each replica holds node keys of its own. The gateway's key vouches for them by certificates of a
 //! day, renewed at half that time (design, section 4).
 
+mod ble;
 mod late;
 mod mesh;
 
@@ -11,15 +12,16 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use fieldpost_envelope::{Certificate, NodePurpose, SignedCertificate};
-use fieldpost_transport::{MeshTransport, Transport};
+use fieldpost_transport::{BleTransport, MeshTransport, Transport};
 use tokio_util::sync::CancellationToken;
 
 pub use self::late::LateTransport;
 use crate::{Gateway, config::Config};
 
 /// The transports that this build has, in the order of their default.
-pub const BUILT: [&str; 1] = [MESH];
+pub const BUILT: [&str; 2] = [BLE, MESH];
 
+const BLE: &str = "ble";
 const MESH: &str = "mesh";
 /// How long a certificate holds.
 const CERTIFICATE_LIFETIME: TimeDelta = TimeDelta::hours(24);
@@ -31,6 +33,7 @@ pub fn chosen(config: &Config) -> Vec<Arc<LateTransport>> {
     config
         .transports()
         .map(|name| match name {
+            BLE => LateTransport::new(BLE, BleTransport::declared()),
             MESH => LateTransport::new(MESH, MeshTransport::declared()),
             other => unreachable!("the options were validated: {other}"),
         })
@@ -48,6 +51,7 @@ pub async fn keep(
     stop: CancellationToken,
 ) {
     match late.name() {
+        BLE => ble::keep(gateway, late, alone, stop).await,
         MESH => mesh::keep(gateway, late, alone, stop).await,
         other => unreachable!("the options were validated: {other}"),
     }

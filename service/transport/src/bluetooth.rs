@@ -15,18 +15,20 @@ mod central;
 #[cfg(not(target_os = "linux"))]
 mod elsewhere;
 mod links;
+mod opening;
 #[cfg(target_os = "linux")]
 mod peripheral;
 mod seeker;
 mod status;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use btleplug::platform::Manager;
 use fieldpost_bitchat::LinkId;
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Mutex, mpsc, watch},
     task::JoinHandle,
     time::{Instant, sleep},
 };
@@ -39,7 +41,10 @@ use self::elsewhere as system;
 use self::links::Links;
 use crate::{LinkIds, Radio, RadioEvent, TransmitError};
 
-pub use self::status::BluetoothStatus;
+pub use self::{opening::OpenBluetooth, status::BluetoothStatus};
+
+/// What outlives a radio: each new one would cost a connection to the bus for good.
+type Kept = Arc<Mutex<Option<Manager>>>;
 
 /// The service that nodes advertise (BitChat protocol reference, section 1.1).
 const SERVICE: Uuid = uuid!("F47B5E2D-4A9E-4C5A-9B3F-8E1D2C3A4B5C");
@@ -70,10 +75,14 @@ impl BluetoothRadio {
     ///
     /// Outside a tokio runtime.
     pub fn open(adapter: Option<String>, ids: LinkIds, seed: u64) -> Self {
+        Self::keeping(adapter, ids, seed, Kept::default())
+    }
+
+    fn keeping(adapter: Option<String>, ids: LinkIds, seed: u64, kept: Kept) -> Self {
         let (sender, events) = mpsc::channel(EVENTS);
         let (told, status) = watch::channel(BluetoothStatus::default());
         let links = Links::new(ids, sender, told);
-        let task = tokio::spawn(keep(adapter, links.clone(), seed));
+        let task = tokio::spawn(keep(adapter, links.clone(), seed, kept));
         Self { links, status, events, task: Some(task) }
     }
 
@@ -119,9 +128,10 @@ impl Drop for BluetoothRadio {
 }
 
 /// Goes on the air, and again whenever something ended it.
-async fn keep(adapter: Option<String>, links: Links, seed: u64) {
+async fn keep(adapter: Option<String>, links: Links, seed: u64, kept: Kept) {
+    let mut manager = kept.lock().await;
     let mut rng = StdRng::seed_from_u64(seed);
-    let (mut manager, mut wait, mut last) = (None, FIRST_RETRY, None);
+    let (mut wait, mut last) = (FIRST_RETRY, None);
     loop {
         let began = Instant::now();
         let problem = system::run(adapter.as_deref(), &mut manager, &links, rng.random()).await;

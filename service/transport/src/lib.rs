@@ -4,6 +4,7 @@
 //! reaches, and two ends to put envelopes in and take them out.
 
 mod air;
+mod ble;
 mod bluetooth;
 mod files;
 pub mod htx;
@@ -15,13 +16,17 @@ mod streams;
 use std::{collections::BTreeSet, sync::Arc};
 
 use async_trait::async_trait;
-use fieldpost_envelope::{GatewayId, SignedEnvelope, SignedRoster};
+use fieldpost_envelope::{GatewayId, PeerId, ReceiptKind, SignedEnvelope, SignedRoster};
 use serde::Serialize;
 use thiserror::Error;
 use tokio::sync::watch;
 
 pub use air::{AirCounters, AirRadio, AirServer, Position, Scenario, ScenarioError, Station};
-pub use bluetooth::{BluetoothRadio, BluetoothStatus};
+pub use ble::{
+    BleCounters, BleError, BleIdentity, BleOptions, BleTransport, FromPhone, HostedPeer, NoRadio,
+    OpenAir, OpenRadio, OpenStreams, Phone, PhoneFile, PhonePin,
+};
+pub use bluetooth::{BluetoothRadio, BluetoothStatus, OpenBluetooth};
 pub use files::{FileError, FileFetch, FileInfo, FileSource};
 pub use memory::{Faults, MemoryNetwork, MemoryOptions, MemoryTransport};
 pub use mesh::{MeshCounters, MeshError, MeshOptions, MeshRefusal, MeshTransport};
@@ -97,6 +102,33 @@ pub trait Transport: Send + Sync {
     /// Keeps links to these gateways warm, and to those named before no longer; may be ignored.
     fn keep_warm(&self, gateways: &BTreeSet<GatewayId>) {
         let _ = gateways;
+    }
+
+    /// Tells `phone` that `peer` has, or has read, a message that the phone calls `message_id`.
+    ///
+    /// # Errors
+    ///
+    /// The phone is out of reach, or the transport reaches none.
+    async fn acknowledge(
+        &self,
+        phone: &str,
+        peer: &PeerId,
+        message_id: &str,
+        kind: ReceiptKind,
+    ) -> Result<(), SendError> {
+        let _ = (peer, message_id, kind);
+        Err(SendError::Unreachable { target: phone.to_owned() })
+    }
+
+    /// Over how many links `target` is reached now, where that is known.
+    fn hops(&self, target: &str) -> Option<u8> {
+        let _ = target;
+        None
+    }
+
+    /// What is in the way of it, in words for an operator; `None` when nothing is.
+    fn trouble(&self) -> Option<String> {
+        None
     }
 
     /// Its state in figures.

@@ -281,6 +281,10 @@ impl Transport for MeshTransport {
         result.map_err(|failure| drive::send_error(target, failure))
     }
 
+    fn hops(&self, target: &str) -> Option<u8> {
+        self.reachable.borrow().contains(target).then_some(1)
+    }
+
     async fn receive(&self) -> Option<Vec<u8>> {
         let (gateway, envelope) = self.arrived.lock().await.recv().await?;
         let mut drained = lock(&self.shared.drained);

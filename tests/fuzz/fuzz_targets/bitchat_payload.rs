@@ -10,6 +10,7 @@ use fieldpost_bitchat::payload::{
     board::Board,
     carrier::Carrier,
     courier::Courier,
+    exchange::Exchange,
     file::File,
     fragment::Fragment,
     gateway::Record,
@@ -31,6 +32,7 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|input: &[u8]| {
     let Some((which, bytes)) = input.split_first() else { return };
     match which {
+        255 => check(bytes, Exchange::decode, Exchange::encode),
         0 => check(bytes, Announce::decode, |read| read.encode(Order::Apple).unwrap()),
         1 => {
             check(bytes, Board::decode, Board::encode);

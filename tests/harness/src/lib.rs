@@ -11,6 +11,7 @@ pub mod federation;
 pub mod history;
 pub mod load;
 pub mod namespace;
+pub mod phone;
 pub mod postgres;
 pub mod process;
 mod spawn;

@@ -33,6 +33,8 @@ pub(super) struct Local {
     pub(super) identity: Identity,
     nickname: String,
     is_node: bool,
+    /// Whether it announces that it is of Fieldpost.
+    is_marked: bool,
     next_announce: Duration,
     last: Option<(Duration, Packet)>,
     pub(super) first_announced: Option<Duration>,
@@ -44,6 +46,7 @@ impl Local {
             identity,
             nickname,
             is_node,
+            is_marked: true,
             next_announce: Duration::ZERO,
             last: None,
             first_announced: None,
@@ -52,6 +55,10 @@ impl Local {
 
     pub(super) fn hops(&self) -> u8 {
         if self.is_node { MAX_HOPS } else { HOSTED_HOPS }
+    }
+
+    pub(super) fn unmark(&mut self) {
+        self.is_marked = false;
     }
 
     /// When its public messages may follow its first announce.
@@ -67,7 +74,11 @@ impl<R: Rng> Node<R> {
             self.fail(uuid::Uuid::nil(), Some(id), FailReason::Busy);
             return;
         }
-        self.locals.insert(id, Local::new(identity, nickname, false));
+        let mut local = Local::new(identity, nickname, false);
+        if self.is_phone {
+            local.unmark();
+        }
+        self.locals.insert(id, local);
         self.announce(now, id);
     }
 
@@ -178,7 +189,8 @@ impl Local {
                 neighbours: Vec::new(),
                 capabilities: Some(Capabilities::PRIVATE_MEDIA),
                 geohash: None,
-                is_gateway: self.is_node,
+                is_gateway: self.is_node && self.is_marked,
+                is_hosted: !self.is_node && self.is_marked,
             };
             let payload = announce.encode(Order::Apple).ok();
             let is_short =

@@ -198,6 +198,10 @@ impl<R: Rng> Node<R> {
         self.report(Report::Private { to, from, message_id, text });
     }
 
+    pub(super) fn forget_private(&mut self, to: MeshId, from: MeshId, message_id: String) {
+        self.private.received.remove(&(Pair { local: to, remote: from }, message_id));
+    }
+
     pub(super) fn take_receipt(&mut self, pair: Pair, id: &str, is_read: bool) {
         let found = self.private.parts.get(&(pair.remote, id.to_owned())).copied();
         let Some((name, index)) = found.filter(|((from, ..), _)| *from == pair.local) else {

@@ -16,7 +16,7 @@ use crate::{
     id::MeshId,
     link::{LinkId, Role},
     message,
-    packet::{COMPRESSION_THRESHOLD, Header, Packet, PacketType},
+    packet::{COMPRESSION_THRESHOLD, Header, MAX_HOPS, Packet, PacketType},
     relay::fan_out,
 };
 
@@ -86,7 +86,12 @@ impl<R: Rng> Node<R> {
         sender: MeshId,
         recipient: Option<MeshId>,
     ) -> Header {
-        let hops_left = self.locals.get(&sender).map_or(0, super::Local::hops);
+        let hops = self.locals.get(&sender).map_or(0, super::Local::hops);
+        let spared = MAX_HOPS.saturating_sub(self.limits.hops.max(1));
+        let hops_left = match kind {
+            PacketType::ANNOUNCE => hops,
+            _ => hops.saturating_sub(spared).max(1),
+        };
         Header { kind, hops_left, timestamp_ms: self.stamp(now), sender, recipient }
     }
 

@@ -8,8 +8,10 @@ use crate::{
 
 /// How many neighbours the apps list at most.
 pub const MAX_NEIGHBOURS: usize = 10;
-/// Marks a Fieldpost gateway; the apps skip fields that they do not know.
-const GATEWAY: u8 = 0x7e;
+/// Marks what Fieldpost announces; the apps skip fields that they do not know.
+const FIELDPOST: u8 = 0x7e;
+const GATEWAY: u8 = 1;
+const HOSTED: u8 = 2;
 
 /// Keys, a nickname, and what the peer can do.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -28,6 +30,8 @@ pub struct Announce {
     pub geohash: Option<String>,
     /// Whether it is a Fieldpost gateway, which understands Noise plaintext type `0x7E`.
     pub is_gateway: bool,
+    /// Whether it speaks through a Fieldpost gateway; other gateways know it by another name.
+    pub is_hosted: bool,
 }
 
 /// In which order the optional fields are written.
@@ -63,7 +67,14 @@ impl Announce {
                 0x06 if (1..=12).contains(&value.len()) => {
                     announce.geohash = str::from_utf8(value).ok().map(str::to_owned);
                 }
-                GATEWAY => announce.is_gateway = true,
+                FIELDPOST => match value {
+                    // It cannot be both; the last word counts.
+                    [GATEWAY] | [HOSTED] => {
+                        announce.is_gateway = value == [GATEWAY];
+                        announce.is_hosted = value == [HOSTED];
+                    }
+                    _ => {}
+                },
                 _ => {}
             }
         }
@@ -112,7 +123,9 @@ impl Announce {
             put_tlv8(&mut out, 0x06, geohash);
         }
         if self.is_gateway {
-            put_tlv8(&mut out, GATEWAY, &[1]);
+            put_tlv8(&mut out, FIELDPOST, &[GATEWAY]);
+        } else if self.is_hosted {
+            put_tlv8(&mut out, FIELDPOST, &[HOSTED]);
         }
         Ok(out)
     }

@@ -13,10 +13,10 @@ use fieldpost_envelope::{
 
 use super::REMEMBERED;
 use crate::{
-    Accepted, Attempt, AttemptResult, Cancelled, Claim, Confirm, DeliveryRecord, Effect, Held,
-    Inbound, InboxEntry, Message, Next, ReceiptIn, ReceiptOut, Received, Record, Seq, Settled,
-    Standing, Submission, Target, Time, effect, has_lane, known_after, may_follow, message_status,
-    pass_over, predecessor, release, retry::later, signer_of,
+    Accepted, Attempt, AttemptResult, Cancelled, Claim, Confirm, Correspondent, DeliveryRecord,
+    Effect, Held, Inbound, InboxEntry, Message, Next, ReceiptIn, ReceiptOut, Received, Record, Seq,
+    Settled, Standing, Submission, Target, Time, effect, has_lane, known_after, may_follow,
+    message_status, pass_over, predecessor, release, retry::later, signer_of,
 };
 
 #[derive(Debug, Default)]
@@ -104,7 +104,7 @@ enum Place {
 /// How a message came from elsewhere.
 #[derive(Debug)]
 struct Arrival {
-    gateway: Option<GatewayId>,
+    gateway: Option<Correspondent>,
     envelope: [u8; 32],
     lane: Option<(InLane, LaneSeq)>,
 }
@@ -726,9 +726,9 @@ impl Book {
         }
     }
 
-    pub(super) fn receipt_answered(&mut self, own: &[u8; 32], gateway: GatewayId) {
+    pub(super) fn receipt_answered(&mut self, own: &[u8; 32], signer: Correspondent) {
         self.receipts
-            .retain(|_, owed| owed.own_digest != Some(*own) || owed.receipt.gateway != gateway);
+            .retain(|_, owed| owed.own_digest != Some(*own) || owed.receipt.gateway != signer);
     }
 
     pub(super) fn answer_receipt(
@@ -960,6 +960,10 @@ impl Book {
         let Some(delivery) = self.deliveries.get(key) else { return };
         let Part::Here(Here { arrival: Some(arrival), .. }) = &delivery.part else { return };
         let Some(gateway) = arrival.gateway else { return };
+        if matches!(gateway, Correspondent::Phone(_)) && kind == ReceiptKind::Stored {
+            // Phones have no word for it.
+            return;
+        }
         let level = delivery.message.min_anonymity;
         let envelope = arrival.envelope;
         self.receipts.remove(&(envelope, ReceiptKind::Refused.as_str()));
@@ -1076,6 +1080,7 @@ impl Delivery {
                 started_at: self.accepted_at,
                 result: AttemptResult::Stored,
                 reason: None,
+                hops: None,
             }],
             Part::Away(_) => self.attempts.clone(),
         };

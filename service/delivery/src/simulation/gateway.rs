@@ -12,9 +12,9 @@ use rand::{RngExt, rngs::StdRng};
 
 use super::{Fault, Happening, Parcel, World, network::TRANSPORTS};
 use crate::{
-    Action, AttemptResult, Backoff, Candidate, Claim, Dispatch, Event, Inbound, Learned,
-    MemoryStore, Next, Plan, Question, Reach, ReceiptIn, ReceiptOut, Received, RecipientKind,
-    Rules, Store, Target, Time, later, plan, suite::ready,
+    Action, AttemptResult, Backoff, Candidate, Claim, Correspondent, Dispatch, Event, Inbound,
+    Learned, MemoryStore, Next, Plan, Question, Reach, ReceiptIn, ReceiptOut, Received,
+    RecipientKind, Rules, Store, Target, Time, later, plan, suite::ready,
 };
 
 /// A gateway: what lasts, and what a crash takes away.
@@ -548,7 +548,8 @@ impl World {
     }
 
     fn send_receipt(&mut self, from: usize, owed: &ReceiptOut) {
-        let to = self.node_of(owed.gateway).expect("one of this world");
+        let Correspondent::Gateway(gateway) = owed.gateway else { panic!("no phones here") };
+        let to = self.node_of(gateway).expect("one of this world");
         let now = self.nodes[from].local(self.now);
         let mut places = self.plan_receipt(from, to, owed.level).places;
         if !places.is_empty() {
@@ -557,7 +558,7 @@ impl World {
         }
         let receipt = ReceiptIn {
             envelope: owed.envelope,
-            signer: self.nodes[from].id,
+            signer: self.nodes[from].id.into(),
             kind: owed.kind,
             at: owed.at,
             reason: owed.reason.clone(),
@@ -613,7 +614,8 @@ impl World {
         }
         let node = &self.nodes[number];
         let now = node.local(self.now);
-        let forged = ReceiptIn { signer: GatewayId::from_bytes([99; 32]), ..receipt.clone() };
+        let forged =
+            ReceiptIn { signer: GatewayId::from_bytes([99; 32]).into(), ..receipt.clone() };
         let Ok(believed) = ready(node.store.settle(now, &forged));
         assert_eq!(believed, None, "a forged receipt was believed");
         let Ok(settled) = ready(node.store.settle(now, &receipt));

@@ -55,6 +55,7 @@ impl<S: Store> Run<'_, S> {
                 started_at: self.now,
                 result: AttemptResult::Sent,
                 reason: None,
+                hops: None,
             };
             let next = match claim.target {
                 Target::Broadcast(_) => Next::End { status: MessageStatus::Sent, reason: None },

@@ -9,7 +9,10 @@ use fieldpost_envelope::{
 use rand::RngExt;
 
 use super::{CONTRACT, Item, LOST, NO_LIMIT, ONCE, ORDER, Run, Violation, ensure, gateways, peer};
-use crate::{Inbound, InboxEntry, Message, ReceiptOut, Received, Store, Time, Wishes, may_follow};
+use crate::{
+    Correspondent, Inbound, InboxEntry, Message, ReceiptOut, Received, Store, Time, Wishes,
+    may_follow,
+};
 
 /// A lane as its sender's gateway keeps it.
 pub(super) struct RemoteLane {
@@ -32,7 +35,7 @@ struct Written {
 pub(super) struct Came {
     pub(super) message: Message,
     /// Where receipts go.
-    signer: Option<GatewayId>,
+    signer: Option<Correspondent>,
     recipient: PeerId,
     /// Its lane, as an index, and its place there.
     lane: Option<(usize, LaneSeq)>,

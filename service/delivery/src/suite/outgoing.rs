@@ -641,7 +641,7 @@ impl<S: Store> Run<'_, S> {
         let earlier = self.rng.random_range(0..1_000_000);
         let started_at = self.now - TimeDelta::microseconds(earlier);
         let reason = (result == AttemptResult::Failed).then(|| "link lost".into());
-        Attempt { transport, started_at, result, reason }
+        Attempt { transport, started_at, result, reason, hops: self.chance(20).then_some(3) }
     }
 
     pub(super) async fn record_this(
@@ -743,7 +743,7 @@ impl<S: Store> Run<'_, S> {
         kind: ReceiptKind,
     ) -> ReceiptIn {
         let reason = (kind == ReceiptKind::Refused).then(|| "inbox full".into());
-        ReceiptIn { envelope, signer, kind, at: self.now, reason }
+        ReceiptIn { envelope, signer: signer.into(), kind, at: self.now, reason }
     }
 
     pub(super) async fn settle_this(
@@ -754,7 +754,7 @@ impl<S: Store> Run<'_, S> {
         use MessageStatus::{Delivered, Expired, Failed, Pending, Read, Sent};
 
         let kind = receipt.kind;
-        let is_forged = self.owed[index].gateway() != Some(receipt.signer);
+        let is_forged = self.owed[index].gateway().map(Into::into) != Some(receipt.signer);
         let id = self.owed[index].id;
         self.note("receipt", || format!("{kind} for {id}, forged: {is_forged}"));
         let settled = self.store.settle(self.now, receipt).await.map_err(self.broken())?;

@@ -326,7 +326,7 @@ impl Store for Faulty {
         }
         if self.is(Fault::BelievesAnybody) {
             for signer in gateways() {
-                let forged = ReceiptIn { signer, ..receipt.clone() };
+                let forged = ReceiptIn { signer: signer.into(), ..receipt.clone() };
                 if let Some(settled) = self.store.settle(now, &forged).await? {
                     return Ok(Some(settled));
                 }

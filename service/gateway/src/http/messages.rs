@@ -638,6 +638,9 @@ pub struct AttemptInfo {
     result: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// Over how many links the recipient was, or its gateway, where the transport knew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hops: Option<u8>,
 }
 
 impl From<Attempt> for AttemptInfo {
@@ -653,6 +656,7 @@ impl From<Attempt> for AttemptInfo {
                 AttemptResult::Refused => "refused",
             },
             reason: attempt.reason,
+            hops: attempt.hops,
         }
     }
 }

@@ -3,7 +3,9 @@
 
 use axum::{extract::State, http::HeaderMap, http::StatusCode};
 use chrono::{DateTime, TimeDelta, Utc};
-use data_encoding::{BASE64, BASE64_NOPAD, BASE64URL, BASE64URL_NOPAD, HEXLOWER_PERMISSIVE};
+use data_encoding::{
+    BASE64, BASE64_NOPAD, BASE64URL, BASE64URL_NOPAD, HEXLOWER, HEXLOWER_PERMISSIVE,
+};
 use ed25519_dalek::{Signature, VerifyingKey};
 use fieldpost_envelope::{GatewayId, PeerAddress, PeerId};
 use serde::{Deserialize, Serialize};
@@ -22,7 +24,7 @@ use crate::{
     },
     store::{
         Admission, MAX_INVITES, MAX_TICKETS, NewPeer, Peer, PeerDefaults, PeerSettings, Registered,
-        RemotePeer, Renewed, ShownTo, TokenHolder,
+        RemotePeer, Renewed, ShownTo, TokenHolder, phones::ListedPhone,
     },
 };
 
@@ -70,7 +72,8 @@ pub(super) async fn register(
     headers: HeaderMap,
     Json(request): Json<RegisterPeer>,
 ) -> Result<(StatusCode, axum::Json<RegisteredPeer>), ApiError> {
-    let (newcomer, invite) = request.checked(gateway.config.auth)?;
+    let (mut newcomer, invite) = request.checked(gateway.config.auth)?;
+    newcomer.defaults.max_on_air = i64::from(gateway.config.max_peers);
     let (peer, token) =
         register_peer(&gateway, &caller, address, &newcomer, invite.as_deref()).await?;
     let token = match token {
@@ -80,13 +83,15 @@ pub(super) async fn register(
     Ok((StatusCode::CREATED, axum::Json(RegisteredPeer { peer: PeerInfo::own(peer), token })))
 }
 
-/// List peers: first those of this gateway by name, then those of other gateways by name and gateway.
+/// List peers: first those of this gateway by name, then phones heard in the last day, then those of
+/// other gateways by name and gateway.
 ///
 /// Shown are those who are listed, and those who have written to the caller or share a group with
 /// it. `online` and `last_seen` are null where the peer does not show them to the caller, and of a
 /// peer of another gateway always; such a peer has `gateway`, the `transports` that reach it now,
 /// when that gateway was last heard or in reach, and whether it is trusted, so that the bare name may
-/// lead there.
+/// lead there. A phone is online while it is in reach, and has `hops` and `verified`; its name for
+/// people is what it calls itself.
 #[utoipa::path(
     get,
     path = "/v1/peers",
@@ -126,8 +131,10 @@ pub(super) async fn list(
     let store = &gateway.store;
     // No name of ours has an `@`, so a place with one is among the others.
     let after_remote = after.split_once('@');
+    let after_phone = PeerId::parse_phone(&after).is_ok();
     let mut peers: Vec<PeerInfo> = match after_remote {
         Some(_) => Vec::new(),
+        None if after_phone => Vec::new(),
         None => store
             .list_peers(viewer.as_ref(), online_only, &after, limit)
             .await?
@@ -135,6 +142,13 @@ pub(super) async fn list(
             .map(|peer| PeerInfo::seen_by(viewer.as_ref(), peer))
             .collect(),
     };
+    let room = limit - peers.len() as i64;
+    if room > 0 && after_remote.is_none() {
+        let first = if after_phone { after.as_str() } else { "" };
+        let phones = store.list_phones(gateway.clock.now(), first, room).await?;
+        let phones = phones.into_iter().filter(|phone| !online_only || phone.is_in_reach());
+        peers.extend(phones.map(PeerInfo::phone));
+    }
     let room = limit - peers.len() as i64;
     // Nobody tells us who is online elsewhere.
     if room > 0 && !online_only {
@@ -184,6 +198,10 @@ pub(super) async fn show(
         })?;
         return Ok(axum::Json(PeerInfo::elsewhere(&gateway, found)));
     }
+    if peer.is_phone() {
+        let phone = gateway.store.phone(&peer).await?.ok_or_else(|| no_such_peer(&peer))?;
+        return Ok(axum::Json(PeerInfo::phone(phone)));
+    }
     let peer =
         gateway.store.peer(&peer, viewer.as_ref()).await?.ok_or_else(|| no_such_peer(&peer))?;
     Ok(axum::Json(PeerInfo::seen_by(viewer.as_ref(), peer)))
@@ -220,7 +238,9 @@ pub(super) async fn update(
 ) -> Result<axum::Json<PeerInfo>, ApiError> {
     let peer = caller.acting_as(&peer_in_path(&peer_id)?)?;
     let settings = request.into_settings()?;
-    let updated = gateway.store.update_peer(&peer, &settings, MAX_ON_AIR).await?;
+    let updated =
+        gateway.store.update_peer(&peer, &settings, i64::from(gateway.config.max_peers)).await?;
+    gateway.wake_air.notify_one();
     let updated = updated.ok_or_else(|| no_such_peer(&peer))?;
     gateway.rosters.list_changed();
     Ok(axum::Json(PeerInfo::own(updated)))
@@ -398,6 +418,7 @@ pub async fn register_peer(
     match gateway.store.register_peer(newcomer, proven, admission).await? {
         Registered::New(peer, token) => {
             gateway.rosters.list_changed();
+            gateway.wake_air.notify_one();
             Ok((*peer, Some(token)))
         }
         Registered::Again(peer) => {
@@ -660,7 +681,8 @@ pub struct PeerInfo {
     /// The name; `peer@gateway` for a peer of another gateway.
     #[schema(max_length = 181, example = "alice")]
     peer_id: String,
-    /// The key that the peer registered; null for a peer of another gateway.
+    /// The key that the peer registered, or a phone's Noise key in hex; null for a peer of another
+    /// gateway.
     #[schema(max_length = 4096, required)]
     public_key: Option<String>,
     /// A name for people.
@@ -690,6 +712,12 @@ pub struct PeerInfo {
     /// peer alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     trusted: Option<bool>,
+    /// How many links a phone's announces cross; of a phone alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hops: Option<u8>,
+    /// Whether a phone has proven its keys in a session; of a phone alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verified: Option<bool>,
     /// What the peer decided about itself; shown to itself alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     settings: Option<PeerChoices>,
@@ -722,6 +750,29 @@ impl PeerInfo {
             transports: None,
             heard_at: None,
             trusted: None,
+            hops: None,
+            verified: None,
+            settings: None,
+        }
+    }
+
+    fn phone(listed: ListedPhone) -> Self {
+        let online = listed.is_in_reach();
+        let phone = listed.phone;
+        Self {
+            peer_id: phone.id.to_string(),
+            public_key: Some(HEXLOWER.encode(&phone.noise_key)),
+            display_name: Some(phone.nickname),
+            online: Some(online),
+            last_seen: Some(phone.heard_at),
+            created_at: listed.first_heard_at,
+            on_air: true,
+            gateway: None,
+            transports: Some(listed.transports),
+            heard_at: Some(phone.heard_at),
+            trusted: None,
+            hops: Some(phone.hops),
+            verified: Some(phone.verified),
             settings: None,
         }
     }
@@ -739,6 +790,8 @@ impl PeerInfo {
             transports: Some(peer.transports),
             heard_at: Some(peer.home.heard_at),
             trusted: Some(peer.home.is_trusted(gateway.rosters.trust())),
+            hops: None,
+            verified: None,
             settings: None,
         }
     }

@@ -143,6 +143,9 @@ pub struct TransportInfo {
     data_cost_impact: &'static str,
     /// It runs.
     is_available: bool,
+    /// What is in the way of it, or of a part of it, in words; null when nothing is.
+    #[schema(required)]
+    trouble: Option<String>,
     /// It reaches somebody.
     is_connected: bool,
     /// How well it does, from 0 to 1.
@@ -195,6 +198,7 @@ impl TransportInfo {
             battery_impact: can.battery_impact,
             data_cost_impact: can.data_cost_impact,
             is_available: does.is_available,
+            trouble: transport.trouble(),
             is_connected: does.is_connected,
             connection_quality: does.connection_quality,
             supports_store_and_forward: can.supports_store_and_forward,

@@ -135,7 +135,8 @@ impl<'a> Journey<'a> {
             for action in actions {
                 match action {
                     Action::Send(place) => sends.push(self.send(place)),
-                    Action::Record { attempts, next } => {
+                    Action::Record { mut attempts, next } => {
+                        attempts.iter_mut().for_each(|attempt| self.note_hops(attempt));
                         let recorded = record(self.outbox, self.claim, &attempts, &next).await;
                         self.has_left |= recorded && matches!(next, Next::Sent { .. });
                         if let Next::Retry { at } = next {
@@ -156,6 +157,12 @@ impl<'a> Journey<'a> {
                 }
             }
         }
+    }
+
+    fn note_hops(&self, attempt: &mut Attempt) {
+        let mut transports = self.outbox.gateway.transports.iter();
+        let transport = transports.find(|one| one.name() == attempt.transport);
+        attempt.hops = transport.and_then(|transport| transport.hops(&self.target));
     }
 
     /// What it means for this delivery that something has come into reach.
@@ -259,7 +266,8 @@ async fn sign(outbox: &Outbox, claim: &Claim) -> sqlx::Result<Result<SignedEnvel
     let sender = message.sender.clone().qualified(identity.gateway_id);
     let recipient = match &claim.target {
         Target::Local(peer) => Recipient::from(peer.clone()),
-        Target::Remote(address) => Recipient::from(address.clone()),
+        // A phone has no gateway; what it gets is made of the envelope by our own transport.
+        Target::Remote(address) => Recipient::from(address.clone().qualified(identity.gateway_id)),
         Target::Group { id, home } => Recipient::Group { id: id.clone(), home: Some(*home) },
         Target::Broadcast(_) => Recipient::Broadcast,
     };

@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use fieldpost_delivery::{Backoff, ReceiptOut, Store as _};
-use fieldpost_envelope::{Receipt, ReceiptKind, SignedEnvelope, limits};
+use fieldpost_delivery::{Backoff, Correspondent, ReceiptOut, Store as _};
+use fieldpost_envelope::{GatewayId, Receipt, ReceiptKind, SignedEnvelope, limits};
 use tokio::time::timeout;
 use tracing::instrument;
 
 use crate::{
     Gateway,
     outbox::{Errand, Heard, Outbox},
-    store::{OwedReceipt, Settlement},
+    store::{OwedReceipt, Settlement, phones::PhoneMessage},
     subscribers,
     telemetry::metrics as names,
 };
@@ -22,8 +22,14 @@ use crate::{
     receipt.attempt = errand.receipt.attempt,
 ))]
 pub(super) async fn send(outbox: &Outbox, errand: Errand) {
+    let Correspondent::Gateway(gateway) = errand.receipt.gateway else {
+        if let Err(error) = tell_phone(outbox, &errand.receipt).await {
+            tracing::warn!(%error, "a phone could not be told, or that was not recorded");
+        }
+        return;
+    };
     let outcome = match sign(outbox, &errand.receipt) {
-        Ok(Some(envelope)) => deliver(outbox, &errand, envelope).await,
+        Ok(Some(envelope)) => deliver(outbox, &errand, gateway, envelope).await,
         Ok(None) => {
             // We wrote it ourselves within the limits.
             tracing::error!("a receipt could not be put into an envelope and is dropped");
@@ -40,11 +46,47 @@ pub(super) async fn send(outbox: &Outbox, errand: Errand) {
     }
 }
 
-async fn deliver(outbox: &Outbox, errand: &Errand, envelope: SignedEnvelope) -> sqlx::Result<()> {
+/// Tells a phone what became of its message. It answers nothing: if it misses this, it sends the
+/// message again.
+async fn tell_phone(outbox: &Outbox, receipt: &ReceiptOut) -> sqlx::Result<()> {
+    let store = &outbox.gateway.store;
+    let told = match store.phone_message(&receipt.envelope).await? {
+        Some(message) => acknowledge(outbox, receipt, &message).await,
+        // A file, for which phones want no receipt.
+        None => true,
+    };
+    let retry_at = (!told).then(|| {
+        let wait = Backoff::RECEIPT.wait(receipt.attempt, &mut *outbox.rng());
+        outbox.gateway.clock.now() + TimeDelta::from_std(wait).unwrap_or(TimeDelta::hours(1))
+    });
+    store.receipt_done(receipt, retry_at).await
+}
+
+async fn acknowledge(outbox: &Outbox, receipt: &ReceiptOut, message: &PhoneMessage) -> bool {
+    let PhoneMessage { phone, peer, message_id } = message;
+    let mut transports = outbox.gateway.transports.iter();
+    let Some(transport) = transports.find(|one| one.capabilities().reaches_phones) else {
+        return false;
+    };
+    match transport.acknowledge(phone, peer, message_id, receipt.kind).await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::debug!(%error, "a phone was not told that its message is there");
+            false
+        }
+    }
+}
+
+async fn deliver(
+    outbox: &Outbox,
+    errand: &Errand,
+    to: GatewayId,
+    envelope: SignedEnvelope,
+) -> sqlx::Result<()> {
     let gateway = &outbox.gateway;
     let Errand { receipt, is_kept } = errand;
     let mut answers = outbox.awaited.wait_for(envelope.digest());
-    let left = leave(outbox, receipt, &envelope).await;
+    let left = leave(outbox, receipt, to, &envelope).await;
     let later = |backoff: Backoff| {
         let wait = backoff.wait(receipt.attempt, &mut *outbox.rng());
         gateway.clock.now() + TimeDelta::from_std(wait).unwrap_or(TimeDelta::hours(1))
@@ -57,7 +99,7 @@ async fn deliver(outbox: &Outbox, errand: &Errand, envelope: SignedEnvelope) -> 
             let owed = OwedReceipt {
                 answers: receipt.envelope,
                 kind: receipt.kind,
-                gateway: receipt.gateway,
+                gateway: to,
                 reason: receipt.reason.as_deref(),
                 level: receipt.level,
                 expires_at: gateway.clock.now() + ANSWER_LIFETIME,
@@ -88,10 +130,15 @@ const ANSWER_LIFETIME: TimeDelta = TimeDelta::days(1);
 const LONGEST_SILENCE: Duration = Duration::from_secs(3600);
 
 /// Whether a transport took charge.
-async fn leave(outbox: &Outbox, receipt: &ReceiptOut, envelope: &SignedEnvelope) -> bool {
+async fn leave(
+    outbox: &Outbox,
+    receipt: &ReceiptOut,
+    to: GatewayId,
+    envelope: &SignedEnvelope,
+) -> bool {
     let gateway = &outbox.gateway;
-    let target = receipt.gateway.to_string();
-    let mut places = outbox.plan_receipt(receipt.gateway, receipt.level).places;
+    let target = to.to_string();
+    let mut places = outbox.plan_receipt(to, receipt.level).places;
     if outbox.rules.failover && !places.is_empty() {
         // No answer came to the attempts before, so each begins with another transport.
         let first = receipt.attempt.saturating_sub(1) as usize % places.len();
@@ -155,7 +202,8 @@ pub async fn settle(gateway: &Gateway, heard: &Heard) -> sqlx::Result<()> {
     let Heard { receipt, digest } = heard;
     let Settlement { level, settled } = gateway.store.take_receipt(now, receipt).await?;
     subscribers::tell_senders(gateway, settled.as_slice());
-    if let (Some(level), true) = (level, receipt.kind != ReceiptKind::Stored)
+    let is_gateways = matches!(receipt.signer, Correspondent::Gateway(_));
+    if let (Some(level), true) = (level, receipt.kind != ReceiptKind::Stored && is_gateways)
         && let Some(room) = gateway.errands.room()
     {
         let answer = ReceiptOut {

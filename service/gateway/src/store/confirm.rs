@@ -126,7 +126,8 @@ impl Store {
                 insert into receipt (digest, kind, gateway, at, level, next_attempt_at, expires_at)
                 select b.digest, $4, b.gateway, $5, b.level, $5, $5 + interval '30 days'
                 from settled s join inbound b using (message_id, sender)
-                where b.recipient = $1 and position('@' in s.sender) > 0 and b.gateway <> ''
+                where b.recipient = $1 and b.gateway <> ''
+                  and (position('@' in s.sender) > 0 or s.sender ~ '^[0-9a-f]{16}$')
                 on conflict do nothing
             )
             select message_id as "message_id!", sender as "sender!" from settled
@@ -198,7 +199,7 @@ async fn confirm_each(warm: WarmConnections, asked: Vec<UpTo>) -> sqlx::Result<V
         ), remote as materialized (
             select message_id, sender, recipient, s.number, s.status, b.digest, b.gateway, b.level
             from settled s join inbound b using (message_id, sender, recipient)
-            where position('@' in sender) > 0 and b.gateway <> ''
+            where (position('@' in sender) > 0 or sender ~ '^[0-9a-f]{16}$') and b.gateway <> ''
         ), owed as (
             insert into receipt (
                 digest, kind, gateway, at, level, attempts, next_attempt_at, expires_at

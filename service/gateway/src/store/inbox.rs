@@ -1,7 +1,7 @@
 //! Storing what comes from elsewhere, and ending what is over.
 
-use fieldpost_delivery::{Held, Inbound, Settled, Time, release};
-use fieldpost_envelope::{GatewayId, LaneSeq, MessageId, MessageStatus, PeerId, Recipient};
+use fieldpost_delivery::{Correspondent, Held, Inbound, Settled, Time, release};
+use fieldpost_envelope::{LaneSeq, MessageId, MessageStatus, PeerId, Recipient};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -210,8 +210,8 @@ impl Lane {
     }
 }
 
-/// The gateway that wants receipts of a message, if one does.
-pub(super) fn receipts_to(inbound: &Inbound) -> Option<GatewayId> {
+/// Who wants receipts of a message, if anybody does.
+pub(super) fn receipts_to(inbound: &Inbound) -> Option<Correspondent> {
     inbound.signer().filter(|_| inbound.message.to != Recipient::Broadcast)
 }
 

@@ -4,8 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use chrono::TimeDelta;
 use fieldpost_delivery::{
-    Accepted, Attempt, AttemptResult, Cancelled, DeliveryRecord, Message, Record, Submission,
-    Target, Time, message_status,
+    Accepted, Attempt, AttemptResult, Cancelled, Correspondent, DeliveryRecord, Message, Record,
+    Submission, Target, Time, message_status,
 };
 use fieldpost_envelope::{
     AnonymityLevel, MessageId, MessageStatus, PeerAddress, PeerId, Priority, Recipient,
@@ -443,7 +443,8 @@ impl Store {
     ) -> sqlx::Result<HashMap<(Uuid, String, String), Vec<Attempt>>> {
         let rows = sqlx::query!(
             r#"
-            select t.message_id, t.sender, t.recipient, t.transport, t.started_at, t.result, t.reason
+            select t.message_id, t.sender, t.recipient, t.transport, t.started_at, t.result, t.reason,
+                   t.hops
             from unnest($1::timestamptz[], $2::uuid[], $3::text[])
                 as k (accepted_at, message_id, sender)
             join attempt t using (accepted_at, message_id, sender)
@@ -463,6 +464,7 @@ impl Store {
                     started_at: row.started_at,
                     result: words::attempt_result(&row.result)?,
                     reason: row.reason,
+                    hops: row.hops.and_then(|hops| u8::try_from(hops).ok()),
                 },
             );
         }
@@ -696,6 +698,7 @@ async fn grant_files(
         let mut gateways: Vec<String> = deliveries
             .iter()
             .filter_map(fieldpost_delivery::signer_of)
+            .filter(|signer| matches!(signer, Correspondent::Gateway(_)))
             .map(|gateway| gateway.to_string())
             .collect();
         gateways.sort_unstable();

@@ -33,11 +33,12 @@ impl Store {
                 from outbox o
                 where target = any($3) and next_attempt_at <= $1 and expires_at > $1
                   -- A phone is its own target. It cannot put messages in order, so it gets the next
-                  -- one of a lane when the last has ended.
+                  -- one of a lane when the last has ended, or is a file, which no phone confirms.
                   and (target <> recipient or lane_seq is null or not exists (
                       select from outbox p
                       where p.sender = o.sender and p.recipient = o.recipient
                         and p.level = o.level and p.lane_seq < o.lane_seq and p.expires_at > $1
+                        and p.stage < 2
                   ))
                 order by priority desc, next_attempt_at
                 limit $4

@@ -10,7 +10,9 @@ use std::{
     time::Duration,
 };
 
-use fieldpost_delivery::{Held, Inbound, Received, Time, known_after, pass_over, release};
+use fieldpost_delivery::{
+    Correspondent, Held, Inbound, Received, Time, known_after, pass_over, release,
+};
 use fieldpost_envelope::{LaneSeq, MessageId};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -559,7 +561,8 @@ impl Fresh {
     /// broadcast, so nobody has to be told of it.
     fn owe_receipt(&mut self, one: &Arriving) {
         let message = &one.inbound.message;
-        let Some(gateway) = receipts_to(&one.inbound) else { return };
+        // Phones have no word for it.
+        let Some(Correspondent::Gateway(gateway)) = receipts_to(&one.inbound) else { return };
         let owed = &mut self.receipt;
         owed.digest.push(one.inbound.envelope.to_vec());
         owed.gateway.push(gateway.to_string());

@@ -150,11 +150,12 @@ async fn record_each(
             )
         ), tried as (
             insert into attempt (
-                accepted_at, message_id, sender, recipient, transport, started_at, result, reason
+                accepted_at, message_id, sender, recipient, transport, started_at, result, reason,
+                hops
             )
             select * from unnest(
                 $9::timestamptz[], $10::uuid[], $11::text[], $12::text[], $13::text[],
-                $14::timestamptz[], $15::text[], $16::text[]
+                $14::timestamptz[], $15::text[], $16::text[], $25::smallint[]
             )
         ), noted as (
             insert into envelope (
@@ -219,6 +220,7 @@ async fn record_each(
         &left.transport,
         &left.level,
         now,
+        &tried.hops as &[Option<i16>],
     )
     .fetch_all(&mut *connection)
     .await?;
@@ -280,6 +282,7 @@ struct Tried {
     started_at: Vec<Time>,
     result: Vec<String>,
     reason: Vec<Option<String>>,
+    hops: Vec<Option<i16>>,
 }
 
 impl Tried {
@@ -292,6 +295,7 @@ impl Tried {
         self.started_at.push(attempt.started_at);
         self.result.push(words::attempt_word(attempt.result).to_owned());
         self.reason.push(attempt.reason.clone());
+        self.hops.push(attempt.hops.map(i16::from));
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
     store::{
         Store,
         identity::{IdentityError, KEY_PURPOSE},
-        node_keys, partitions,
+        node_keys, partitions, phones,
     },
 };
 
@@ -95,6 +95,7 @@ impl Store {
             .execute(&mut *transaction)
             .await?;
         }
+        phones::rotate(&mut transaction, &self.master_key, successor).await?;
         node_keys::forget_all(&mut transaction).await?;
         transaction.commit().await?;
         Ok(Rotated { days: count })

@@ -7,7 +7,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use fieldpost_envelope::{GatewayId, SignedEnvelope, SignedRoster};
+use fieldpost_envelope::{GatewayId, PeerId, ReceiptKind, SignedEnvelope, SignedRoster};
 use fieldpost_transport::{
     Capabilities, FileError, FileFetch, FileSource, HeardRoster, SendError, Status, Transport,
 };
@@ -122,6 +122,30 @@ impl Transport for LateTransport {
 
     async fn receive(&self) -> Option<Vec<u8>> {
         self.running().await?.receive().await
+    }
+
+    async fn acknowledge(
+        &self,
+        phone: &str,
+        peer: &PeerId,
+        message_id: &str,
+        kind: ReceiptKind,
+    ) -> Result<(), SendError> {
+        match self.current() {
+            Some(transport) => transport.acknowledge(phone, peer, message_id, kind).await,
+            None => Err(SendError::Unreachable { target: phone.to_owned() }),
+        }
+    }
+
+    fn hops(&self, target: &str) -> Option<u8> {
+        self.current()?.hops(target)
+    }
+
+    fn trouble(&self) -> Option<String> {
+        match self.current() {
+            Some(transport) => transport.trouble(),
+            None => Some("it has not started yet".to_owned()),
+        }
     }
 
     fn publish(&self, roster: &SignedRoster, delta: Option<&SignedRoster>) {

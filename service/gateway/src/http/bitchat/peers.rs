@@ -6,6 +6,7 @@ use axum::{
     http::StatusCode,
 };
 use chrono::TimeDelta;
+use data_encoding::HEXLOWER;
 use fieldpost_envelope::{GatewayId, PeerAddress, PeerId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -20,10 +21,12 @@ use crate::{
         extract::{LenientJson, Path, Query, body_error},
         fields::{self, mirrored_time},
         limits::ClientAddress,
-        peers::{MAX_DISPLAY_NAME, MAX_ON_AIR, MAX_PUBLIC_KEY, default_audience, register_peer},
+        peers::{MAX_DISPLAY_NAME, MAX_PUBLIC_KEY, default_audience, register_peer},
     },
     presence,
-    store::{MAX_LISTED, NewPeer, Peer, PeerDefaults, PeerSettings, RemotePeer},
+    store::{
+        MAX_LISTED, NewPeer, Peer, PeerDefaults, PeerSettings, RemotePeer, phones::ListedPhone,
+    },
 };
 
 /// Registering counts as being online for so long, as in the original's P2P layer.
@@ -82,7 +85,9 @@ pub(super) async fn register(
 ///
 /// A peer of another gateway is written `peer@gateway` and has `gateway`, the `transports` that reach
 /// it now, `heard_at`, when its gateway was last heard or in reach, and `trusted`. It counts as last
-/// seen then, and is never online, as nobody says so.
+/// seen then, and is never online, as nobody says so. A phone heard in the last day is written as its
+/// 16 hex digits and has `hops`, how many links its announces cross, and `verified`, whether it has
+/// proven its keys; it is online while it is in reach.
 #[utoipa::path(
     get,
     path = "/api/bitchat/peers",
@@ -123,12 +128,18 @@ pub(super) async fn list(
     let peers = gateway.store.list_peers_last_seen_first(viewer.as_ref(), online_only).await?;
     let mut peers: Vec<BitchatPeer> = peers.into_iter().map(BitchatPeer::from).collect();
     let room = MAX_LISTED - peers.len() as i64;
+    if room > 0 {
+        let phones = gateway.store.list_phones(gateway.clock.now(), "", room).await?;
+        let phones = phones.into_iter().filter(|phone| !online_only || phone.is_in_reach());
+        peers.extend(phones.map(BitchatPeer::phone));
+    }
+    let room = MAX_LISTED - peers.len() as i64;
     if room > 0 && !online_only {
         let others = gateway.store.list_remote_peers_last_heard_first(room).await?;
         peers.extend(others.into_iter().map(|peer| BitchatPeer::elsewhere(&gateway, peer)));
-        // Times of one form are in the order of their text.
-        peers.sort_by(|a, b| b.last_seen.cmp(&a.last_seen));
     }
+    // Times of one form are in the order of their text.
+    peers.sort_by(|a, b| b.last_seen.cmp(&a.last_seen));
     Ok(axum::Json(peers))
 }
 
@@ -163,6 +174,7 @@ pub(super) async fn show(
         address.seen_from(gateway.store.identity()?.gateway_id);
     let peer = match home {
         Some(home) => elsewhere(&gateway, &peer, home).await?,
+        None if peer.is_phone() => gateway.store.phone(&peer).await?.map(BitchatPeer::phone),
         None => gateway.store.peer(&peer, viewer.as_ref()).await?.map(BitchatPeer::from),
     };
     peer.map(axum::Json).ok_or_else(|| super::no_such_peer(&peer_id))
@@ -265,7 +277,7 @@ impl BitchatRegisterPeer {
             defaults: PeerDefaults {
                 on_air: true,
                 shown_to: default_audience(gateway.config.auth),
-                max_on_air: MAX_ON_AIR,
+                max_on_air: i64::from(gateway.config.max_peers),
             },
             online_until: Some(gateway.clock.now() + ONLINE_BY_REGISTRATION),
         })
@@ -385,9 +397,40 @@ pub(super) struct BitchatPeer {
     /// Whether the bare name may lead there; of another gateway's peer alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     trusted: Option<bool>,
+    /// How many links its announces cross; of a phone alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hops: Option<u8>,
+    /// Whether it has proven its keys in a session; of a phone alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verified: Option<bool>,
 }
 
 impl BitchatPeer {
+    fn phone(listed: ListedPhone) -> Self {
+        let is_online = listed.is_in_reach();
+        let phone = listed.phone;
+        let peer_id = phone.id.to_string();
+        let heard_at = mirrored_time(phone.heard_at);
+        Self {
+            id: Uuid::new_v5(&Uuid::NAMESPACE_OID, peer_id.as_bytes()),
+            peer_id,
+            public_key: HEXLOWER.encode(&phone.noise_key),
+            display_name: Some(phone.nickname),
+            last_seen: heard_at.clone(),
+            is_online,
+            trust_score: TRUST_SCORE,
+            messages_sent: 0,
+            messages_received: 0,
+            created_at: mirrored_time(listed.first_heard_at),
+            gateway: None,
+            transports: Some(listed.transports),
+            heard_at: Some(heard_at),
+            trusted: None,
+            hops: Some(phone.hops),
+            verified: Some(phone.verified),
+        }
+    }
+
     fn elsewhere(gateway: &Gateway, peer: RemotePeer) -> Self {
         let peer_id = peer.address().to_string();
         let heard_at = mirrored_time(peer.home.heard_at);
@@ -406,6 +449,8 @@ impl BitchatPeer {
             transports: Some(peer.transports),
             heard_at: Some(heard_at),
             trusted: Some(peer.home.is_trusted(gateway.rosters.trust())),
+            hops: None,
+            verified: None,
         }
     }
 }
@@ -427,6 +472,8 @@ impl From<Peer> for BitchatPeer {
             transports: None,
             heard_at: None,
             trusted: None,
+            hops: None,
+            verified: None,
         }
     }
 }

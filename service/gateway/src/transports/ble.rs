@@ -1,0 +1,214 @@
+//! The `ble` transport of a replica: its node's keys, its radios, the peers that it speaks for, and
+//! the phones that it hears.
+
+use std::{fmt::Display, sync::Arc, time::Duration};
+
+use fieldpost_envelope::NodePurpose;
+use fieldpost_transport::{
+    BleIdentity, BleOptions, BleTransport, HostedPeer, LinkIds, OpenAir, OpenBluetooth, OpenRadio,
+    OpenStreams, PhonePin,
+};
+use hkdf::Hkdf;
+use sha2::Sha256;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
+
+use super::{BLE, CERTIFICATE_LIFETIME, LateTransport, certify};
+use crate::{
+    Gateway,
+    config::BleRadio,
+    phones,
+    store::{NODE_KEY_LEASE, phones::AIR_LEASE},
+};
+
+/// Between two attempts to start, at first and at last.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// How often it is looked who is on the air though nobody said that this has changed.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Phones whose pinned keys are taken along: as many as the node remembers, less some for newcomers.
+const PINS: i64 = 1536;
+
+/// Starts it as soon as that can be done, and keeps its keys and certificate, until `stop`.
+///
+/// `alone` says that no other replica can run on the database.
+pub(super) async fn keep(
+    gateway: Gateway,
+    late: Arc<LateTransport>,
+    alone: bool,
+    stop: CancellationToken,
+) {
+    let ble = stop.run_until_cancelled(start(&gateway, alone)).await;
+    let Some(ble) = ble else { return };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = late.run(ble.clone()) => {}
+        () = renew(&gateway, &ble) => {}
+        () = host(&gateway, &ble, alone) => {}
+        () = phones::listen(&gateway, &ble, BLE) => {}
+        () = phones::note(&gateway, &ble) => {}
+    }
+    stop.cancelled().await;
+    let now = gateway.clock.now();
+    if let Err(error) = gateway.store.release_node_keys(now, gateway.replica).await {
+        tracing::debug!(%error, "the node key is held until its lease ends");
+    }
+    if let Err(error) = gateway.store.release_air_identities(gateway.replica).await {
+        tracing::debug!(%error, "the peers' keys are held until their lease ends");
+    }
+}
+
+async fn start(gateway: &Gateway, alone: bool) -> Arc<BleTransport> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        gateway.readiness.until_ready().await;
+        match try_start(gateway, alone).await {
+            Ok(ble) => return ble,
+            Err(error) => {
+                tracing::warn!(transport.name = BLE, "{error}; trying again");
+            }
+        }
+        sleep(pause).await;
+        pause = (2 * pause).min(LONGEST_PAUSE);
+    }
+}
+
+async fn try_start(gateway: &Gateway, alone: bool) -> Result<Arc<BleTransport>, String> {
+    let says = |error: &dyn Display| format!("the transport ble does not start: {error}");
+    let now = gateway.clock.now();
+    let store = &gateway.store;
+    let key = store
+        .hold_node_key(now, BLE, gateway.replica, alone)
+        .await
+        .map_err(|error| says(&error))?;
+    let identity = identity(&key.to_bytes());
+    let certificate = certify(gateway, NodePurpose::BitChat, *identity.noise_public(), now)
+        .map_err(|error| says(&error))?;
+    let pins = store.pinned_phones(PINS).await.map_err(|error| says(&error))?;
+    let own = store.identity().map_err(|error| says(&error))?.gateway_id.to_string();
+    let config = &gateway.config;
+    let options = BleOptions {
+        identity,
+        nickname: format!("fieldpost-{}", &own[..6]),
+        certificate,
+        hop_limit: config.hop_limit,
+        max_peers: usize::from(config.max_peers),
+        pins: pins
+            .iter()
+            .map(|phone| PhonePin {
+                noise_key: phone.noise_key,
+                signing_key: phone.signing_key,
+                // A person has verified none of them; what a session proved, the next one proves.
+                is_verified: false,
+            })
+            .collect(),
+    };
+    let clock = gateway.clock.clone();
+    let now = Arc::new(move || clock.now().into());
+    BleTransport::start(options, radios(gateway), now).map_err(|error| says(&error))
+}
+
+/// The radios that the options name.
+fn radios(gateway: &Gateway) -> Vec<Arc<dyn OpenRadio>> {
+    let config = &gateway.config;
+    let ids = LinkIds::default();
+    let mut radios: Vec<Arc<dyn OpenRadio>> = Vec::new();
+    match &config.ble_radio {
+        BleRadio::None => {}
+        BleRadio::Air { address, station } => radios.push(Arc::new(OpenAir {
+            address: address.clone(),
+            name: station.clone(),
+            ids: ids.clone(),
+        })),
+        radio @ (BleRadio::Auto | BleRadio::Adapter(_)) => {
+            let adapter = match radio {
+                BleRadio::Adapter(name) => Some(name.clone()),
+                _ => None,
+            };
+            let seed = gateway.replica.as_u64_pair().1;
+            radios.push(Arc::new(OpenBluetooth::new(adapter, ids.clone(), seed)));
+        }
+    }
+    if !config.ble_stream_listen.is_empty() || !config.ble_stream_link.is_empty() {
+        radios.push(Arc::new(OpenStreams {
+            listen: config.ble_stream_listen.clone(),
+            neighbours: config.ble_stream_link.clone(),
+            ids,
+            // Jitter needs no secret; the replica's name makes it differ between replicas.
+            seed: gateway.replica.as_u64_pair().0,
+        }));
+    }
+    radios
+}
+
+/// The keys of a name on the mesh, made of one secret: each is independent of the other to whoever
+/// does not know that.
+fn identity(seed: &[u8; 32]) -> BleIdentity {
+    let (mut noise, mut signing) = (Zeroizing::new([0; 32]), Zeroizing::new([0; 32]));
+    let made = Hkdf::<Sha256>::new(Some(b"fieldpost-bitchat-v1"), seed);
+    for (purpose, key) in [(&b"noise"[..], &mut noise), (b"signing", &mut signing)] {
+        made.expand(purpose, key.as_mut_slice()).expect("HKDF-SHA256 gives up to 8160 bytes");
+    }
+    BleIdentity::from_keys(&noise, &signing)
+}
+
+/// Speaks for the peers that are on the air and that no other replica speaks for, for ever.
+async fn host(gateway: &Gateway, ble: &BleTransport, alone: bool) {
+    let most = i64::from(gateway.config.max_peers);
+    let mut held_at = gateway.clock.instant();
+    loop {
+        gateway.readiness.until_ready().await;
+        let now = gateway.clock.now();
+        match gateway.store.hold_air_identities(now, gateway.replica, alone, most).await {
+            Ok(held) => {
+                held_at = gateway.clock.instant();
+                ble.host(held.into_iter().map(hosted).collect());
+            }
+            Err(error) => {
+                tracing::debug!(%error, "who is on the air cannot be read");
+                if held_at.elapsed() >= AIR_LEASE {
+                    // Another replica may speak for them by now.
+                    ble.host(Vec::new());
+                }
+            }
+        }
+        // Nobody to wake it costs a moment.
+        let _ = timeout(LOOK_EVERY, gateway.wake_air.notified()).await;
+    }
+}
+
+fn hosted(held: crate::store::phones::AirIdentity) -> HostedPeer {
+    let nickname = held
+        .display_name
+        .filter(|name| !name.trim().is_empty())
+        .unwrap_or_else(|| held.peer.to_string());
+    HostedPeer { identity: identity(&held.seed), peer: held.peer, nickname }
+}
+
+/// Renews the lease on the node key, and now and then the certificate, for ever.
+async fn renew(gateway: &Gateway, ble: &BleTransport) {
+    let mut certified_at = gateway.clock.now();
+    loop {
+        sleep(NODE_KEY_LEASE / 3).await;
+        let now = gateway.clock.now();
+        match gateway.store.renew_node_keys(now, gateway.replica, 1).await {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!(
+                "another replica took over this one's node key while the database was away; \
+                 restart this one"
+            ),
+            Err(error) => tracing::debug!(%error, "the lease on the node key was not renewed"),
+        }
+        if now - certified_at < CERTIFICATE_LIFETIME / 2 {
+            continue;
+        }
+        match certify(gateway, NodePurpose::BitChat, ble.noise_key(), now) {
+            Ok(certificate) => {
+                ble.renew(certificate);
+                certified_at = now;
+            }
+            Err(error) => tracing::warn!(%error, "the node's certificate was not renewed"),
+        }
+    }
+}
