@@ -20,6 +20,7 @@ mod opening;
 mod peripheral;
 mod seeker;
 mod status;
+mod survey;
 
 use std::{sync::Arc, time::Duration};
 
@@ -41,7 +42,11 @@ use self::elsewhere as system;
 use self::links::Links;
 use crate::{LinkIds, Radio, RadioEvent, TransmitError};
 
-pub use self::{opening::OpenBluetooth, status::BluetoothStatus};
+pub use self::{
+    opening::OpenBluetooth,
+    status::BluetoothStatus,
+    survey::{BluetoothAdapter, bluetooth_adapters},
+};
 
 /// What outlives a radio: each new one would cost a connection to the bus for good.
 type Kept = Arc<Mutex<Option<Manager>>>;

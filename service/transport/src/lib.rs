@@ -26,7 +26,9 @@ pub use ble::{
     BleCounters, BleError, BleIdentity, BleOptions, BleTransport, FromPhone, HostedPeer, NoRadio,
     OpenAir, OpenRadio, OpenStreams, Phone, PhoneFile, PhonePin,
 };
-pub use bluetooth::{BluetoothRadio, BluetoothStatus, OpenBluetooth};
+pub use bluetooth::{
+    BluetoothAdapter, BluetoothRadio, BluetoothStatus, OpenBluetooth, bluetooth_adapters,
+};
 pub use files::{FileError, FileFetch, FileInfo, FileSource};
 pub use memory::{Faults, MemoryNetwork, MemoryOptions, MemoryTransport};
 pub use mesh::{MeshCounters, MeshError, MeshOptions, MeshRefusal, MeshTransport};

@@ -1,11 +1,23 @@
+# rig: --adapters 1 --peer phone_found.py --peer phone_finding.py
 """One node among two phones that are not ours: one is found and has a small MTU, one finds us."""
 import asyncio
 import random
+import subprocess
+import sys
 import time
 
 from rig import Failed, Node, Phone, Table
 
 LONG_TEXT = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz0123456789 ", k=1500))
+
+
+async def agrees():
+    """The peer that judges is judged first."""
+    checked = subprocess.run([sys.executable, "check_peer.py", "bitchat.json"], capture_output=True, text=True,
+                             check=False)
+    if checked.returncode:
+        raise Failed(checked.stderr.strip().splitlines()[-1])
+    return checked.stdout.strip()
 
 
 async def met(node, phone, max_frame):
@@ -100,6 +112,7 @@ async def clean(*phones):
 
 async def main():
     table = Table()
+    await table.prove("the phones' own protocol against the vectors", agrees())
     node = await Node("hci0", "N").start()
     found, finding = await asyncio.gather(Phone("found").start(), Phone("finding").start())
     began = time.monotonic()
