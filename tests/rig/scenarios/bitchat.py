@@ -322,7 +322,8 @@ class Peer:
 
     def fragments(self, packet, encoded, max_frame):
         """6.1."""
-        size = min(469, max_frame - 22 - 8 - 13)
+        # Compression may save one byte and cost two for the size.
+        size = min(469, max_frame - 22 - 8 - 13 - 2)
         name, count = os.urandom(8), -(-len(encoded) // size)
         for index in range(count):
             payload = (name + struct.pack(">HHB", index, count, packet.kind) +

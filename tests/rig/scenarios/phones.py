@@ -21,6 +21,8 @@ async def agrees():
 
 
 async def met(node, phone, max_frame):
+    # They may have met while we looked elsewhere.
+    node.seen = phone.seen = 0
     await phone.wait("up", max_frame=max_frame)
     await node.wait("peer", id=phone.id, hops=1)
     told = await phone.wait("peer", id=node.id)
@@ -47,6 +49,8 @@ async def node_first(node, phone):
 
 async def phone_first(node, phone):
     """The phone begins a handshake, anew if there was one."""
+    # For a second after a handshake, another's first message counts as crossed with ours (5.2).
+    await asyncio.sleep(1.5)
     node.mark(), phone.mark()
     phone.say(handshake=node.id)
     session = await phone.wait("session", **{"with": node.id})
@@ -75,6 +79,7 @@ async def fragments(node, phone):
 async def forged(node, phone, other):
     """What a hostile phone says in another's name, or without a signature, is not believed."""
     node.mark()
+    await phone.wait("peer", id=other.id)
     phone.say(unsigned="nobody signed this")
     phone.say(forge={"victim": other.id, "nickname": "impostor"})
     phone.say(public="signed")
@@ -89,6 +94,7 @@ async def forged(node, phone, other):
 
 async def relayed(node, one, other):
     """The phones do not hear each other: the node stands between them."""
+    one.seen = other.seen = 0
     await one.wait("peer", id=other.id)
     await other.wait("peer", id=one.id)
     one.mark(), other.mark()
