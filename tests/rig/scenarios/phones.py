@@ -79,6 +79,7 @@ async def fragments(node, phone):
 async def forged(node, phone, other):
     """What a hostile phone says in another's name, or without a signature, is not believed."""
     node.mark()
+    phone.seen = 0
     await phone.wait("peer", id=other.id)
     phone.say(unsigned="nobody signed this")
     phone.say(forge={"victim": other.id, "nickname": "impostor"})
