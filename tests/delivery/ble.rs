@@ -95,7 +95,7 @@ async fn what_a_phone_says_reaches_its_recipient_alone_and_is_acknowledged_when_
     assert_eq!((shown.to.as_str(), shown.message_id), ("alice", id));
     assert_eq!(shown.content.as_deref(), Some("Two hikers are missing."));
     alice.confirm_up_to(shown.seq).await.unwrap();
-    let receipt = |kind| Report::Receipt { from: phone_id(&phone), to: me, message_id: id, kind };
+    let receipt = |kind| Report::Receipt { from: phone.id, to: me, message_id: id, kind };
     let (delivered, read) = (receipt(ReceiptKind::Delivered), receipt(ReceiptKind::Read));
     phone.until(|report| *report == delivered).await;
     let body = json!({ "message_ids": [id], "read": true });
@@ -174,6 +174,52 @@ async fn a_file_of_a_phone_arrives_as_bytes() {
     let bytes = shown.content_base64.expect("a picture is no text");
     use base64::Engine;
     assert!(base64::engine::general_purpose::STANDARD.decode(bytes).unwrap() == content);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn phones_know_a_peer_again_after_a_restart_and_what_waited_is_delivered() {
+    let (mut gateway, address) = with_phones().await;
+    let alice = on_air(&gateway, "alice").await;
+    let mut phone = Phone::start(7, "Rosa", &address).await;
+    let before = phone.meets("alice").await;
+    peer_when(&alice, &phone.name(), |peer| peer["online"] == true).await;
+    assert!(gateway.terminate().await.success());
+    let left = |report: &Report| *report == Report::PeerGone { id: before, left: true };
+    phone.until(left).await;
+    gateway.resume().await;
+    let sent = alice.send(&Draft::text(&phone.name(), "We are back.")).await.unwrap();
+    assert_eq!(phone.meets("alice").await, before, "her keys are kept");
+    let (from, id, text) = phone.private().await;
+    assert_eq!((from, text.as_str()), (before, "We are back."));
+    phone.acknowledges(before, &id, ReceiptKind::Delivered).await;
+    record_with_status(&alice, sent.message_id, "delivered").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_a_phone_repeats_after_a_restart_is_shown_once_and_acknowledged_again() {
+    let (mut gateway, address) = with_phones().await;
+    let alice = on_air(&gateway, "alice").await;
+    let mut phone = Phone::start(8, "Rosa", &address).await;
+    let me = phone.meets("alice").await;
+    let id = Uuid::new_v4();
+    phone.says_to(me, id, "Only once.").await;
+    let got = take(&alice, 1).await.remove(0);
+    let delivered =
+        Report::Receipt { from: phone.id, to: me, message_id: id, kind: ReceiptKind::Delivered };
+    phone.until(|report| *report == delivered).await;
+    assert!(gateway.terminate().await.success());
+    gateway.resume().await;
+    // The gateway's node knows nothing of it any more; its database does.
+    phone.meets("alice").await;
+    drop(phone);
+    let mut phone = Phone::start(8, "Rosa", &address).await;
+    phone.meets("alice").await;
+    phone.says_to(me, id, "Only once.").await;
+    phone.until(|report| *report == delivered).await;
+    phone.says_to(me, Uuid::new_v4(), "And another.").await;
+    let next = take(&alice, 1).await.remove(0);
+    assert_eq!(next.content.as_deref(), Some("And another."));
+    assert_eq!(next.seq, got.seq + 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -273,6 +319,28 @@ async fn options_that_make_no_sense_are_refused_with_what_would_be_right() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_air_is_played_by_a_command_that_says_where_it_is() {
+    let gateway = Options::shared().start().await;
+    let file = gateway.folder().join("scenario.json");
+    std::fs::write(&file, r#"{"range_m": 10, "stations": {"a": {"path": [{"x": 0, "y": 0}]}}}"#)
+        .unwrap();
+    let (scenario, listen) = (format!("--scenario={}", file.display()), socket("air"));
+    let listen = format!("--listen={listen}");
+    let mut command = gateway.command_for(&["air", &scenario, &listen]);
+    let mut air = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    let mut output = std::io::BufReader::new(air.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut output, &mut line).unwrap();
+    assert!(listen.ends_with(line.trim()), "{line}");
+    air.kill().unwrap();
+    air.wait().unwrap();
+    std::fs::write(&file, r#"{"range_m": -1, "stations": {}}"#).unwrap();
+    let output = gateway.run(&["air", &scenario, &listen]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("range_m must be positive"), "{said}");
+}
+
 fn ble() -> Options {
     ble_with("--ble-radio=none")
 }
@@ -336,8 +404,4 @@ async fn shown(client: &Client) -> harness::client::InboxMessage {
         }
         assert!(Instant::now() < deadline, "nothing came");
     }
-}
-
-fn phone_id(phone: &Phone) -> fieldpost_bitchat::MeshId {
-    phone.id
 }

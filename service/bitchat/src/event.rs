@@ -66,7 +66,7 @@ pub enum Command {
         /// What phones show; cut where it would not fit an announce.
         nickname: String,
     },
-    /// Say its farewell and forget its keys.
+    /// Say its farewell and forget its keys; the node itself says farewell alone.
     Unhost {
         /// Which.
         peer: MeshId,

@@ -29,6 +29,16 @@ pub trait Radio: Send {
     /// Closes a link; [`RadioEvent::Down`] follows if it stood.
     fn disconnect(&self, link: LinkId);
 
+    /// Whether links can come about now.
+    fn is_open(&self) -> bool {
+        true
+    }
+
+    /// What is in the way of it now, in words for an operator; `None` when nothing is.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
     /// Closes all links, ends all tasks and waits for them.
     async fn shutdown(&mut self);
 }

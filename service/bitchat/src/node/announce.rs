@@ -83,11 +83,14 @@ impl<R: Rng> Node<R> {
     }
 
     pub(super) fn unhost(&mut self, now: Now, id: MeshId) {
-        if id == self.own || !self.locals.contains_key(&id) {
+        if !self.locals.contains_key(&id) {
             return;
         }
         let header = self.header(now, PacketType::LEAVE, id, None);
         self.originate_signed(now, Packet::new(header, Vec::new()));
+        if id == self.own {
+            return;
+        }
         self.sessions.forget(id);
         self.private.forget(id);
         self.locals.remove(&id);

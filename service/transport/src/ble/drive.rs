@@ -177,12 +177,25 @@ impl Driver {
             self.tell_nodes();
             self.show();
         }
-        let hosted: Vec<MeshId> = self.node.hosted().collect();
-        hosted.into_iter().for_each(|peer| self.command(Command::Unhost { peer }));
+        self.say_farewell().await;
         for port in &mut self.ports {
             port.shutdown().await;
         }
         self.outlets.reach.send_replace(Arc::default());
+    }
+
+    /// Lets the neighbours know, if that can be done at once.
+    async fn say_farewell(&mut self) {
+        let hosted: Vec<MeshId> = self.node.hosted().collect();
+        hosted.into_iter().for_each(|peer| self.command(Command::Unhost { peer }));
+        let end = Instant::now() + FAREWELL;
+        while self.node.load().waiting_frames > 0 && Instant::now() < end {
+            let wake = self.start + self.node.next_deadline().unwrap_or_default();
+            sleep_until(wake.min(end)).await;
+            self.feed(Event::Wake);
+        }
+        // The radios have the last frames; they are not asked when these have left.
+        sleep_until(Instant::now() + LAST_FRAMES).await;
     }
 
     fn next_deadline(&self) -> Duration {
@@ -196,7 +209,11 @@ impl Driver {
         match event {
             PortEvent::Opened => info!(radio = self.ports[index].name(), "a radio is open"),
             PortEvent::Closed(reason) => {
-                warn!(radio = self.ports[index].name(), "no radio: {reason}; trying again");
+                let name = self.ports[index].name();
+                match self.ports[index].is_told(&reason) {
+                    false => warn!(radio = name, "no radio: {reason}; trying again"),
+                    true => debug!(radio = name, "no radio: {reason}; trying again"),
+                }
                 let of_port = |(_, port): &(&LinkId, &usize)| **port == index;
                 let lost: Vec<LinkId> =
                     self.links.iter().filter(of_port).map(|(l, _)| *l).collect();
@@ -645,12 +662,15 @@ impl Driver {
                 },
             );
         }
-        if !self.links.is_empty() {
+        if self.links.is_empty() {
+            // Whoever was heard lately is remembered, but nothing leads there.
+            names.clear();
+        } else {
             names.insert(BROADCAST.to_owned());
         }
         set(&self.outlets.reach, names);
         set(&self.outlets.present, phones);
-        let open = self.ports.iter().any(|port| port.trouble().is_none());
+        let open = self.ports.iter().any(Port::is_open);
         self.shared.is_available.store(open, Ordering::Relaxed);
         let troubles: Vec<String> = self
             .ports
@@ -721,5 +741,8 @@ const AT_ONCE: usize = 6;
 const MOST_HEARERS: usize = 32;
 /// What phones have said that waits besides the channel.
 const SPOKEN: usize = 1024;
+/// How long a farewell may take.
+const FAREWELL: Duration = Duration::from_millis(300);
+const LAST_FRAMES: Duration = Duration::from_millis(50);
 /// How often it is looked who is there though nothing says that it has changed.
 const LOOK: Duration = Duration::from_secs(1);

@@ -119,6 +119,8 @@ pub(super) struct Port {
     pause: Duration,
     /// Why it is not open.
     trouble: Option<String>,
+    /// The trouble that was logged last.
+    told: Option<String>,
 }
 
 impl Port {
@@ -126,15 +128,36 @@ impl Port {
         let now = Instant::now();
         let trouble = Some("it is being opened".to_owned());
         let pause = FIRST_PAUSE;
-        Self { opener, radio: None, opening: None, open_at: now, opened_at: now, pause, trouble }
+        Self {
+            opener,
+            radio: None,
+            opening: None,
+            open_at: now,
+            opened_at: now,
+            pause,
+            trouble,
+            told: None,
+        }
     }
 
     pub(super) fn name(&self) -> String {
         self.opener.name()
     }
 
-    pub(super) fn trouble(&self) -> Option<&str> {
-        self.trouble.as_deref()
+    /// Whether links can come about.
+    pub(super) fn is_open(&self) -> bool {
+        self.radio.as_ref().is_some_and(|radio| radio.is_open())
+    }
+
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.trouble.clone().or_else(|| self.radio.as_ref()?.trouble())
+    }
+
+    /// Whether this trouble was the last to be told; from now on it is.
+    pub(super) fn is_told(&mut self, reason: &str) -> bool {
+        let is_told = self.told.as_deref() == Some(reason);
+        self.told = Some(reason.to_owned());
+        is_told
     }
 
     /// Waits for what happens next. If the future is dropped, nothing is lost.
@@ -164,6 +187,7 @@ impl Port {
                 self.radio = Some(radio);
                 self.opened_at = Instant::now();
                 self.trouble = None;
+                self.told = None;
                 PortEvent::Opened
             }
             Err(reason) => self.fail(reason),
