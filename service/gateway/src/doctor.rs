@@ -3,6 +3,7 @@
 //!
 //! Nothing is changed and nothing is started: a check that needs a running part says so.
 
+mod bluetooth;
 mod database;
 mod machine;
 mod mesh;
@@ -81,6 +82,7 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
     drop(rustls::crypto::ring::default_provider().install_default());
     let mut findings = vec![options(config)];
     findings.extend(machine::examine(config).await);
+    findings.extend(bluetooth::examine(config).await);
     findings.extend(database::examine(&config.database).await);
     findings.extend(network::examine(config).await);
     findings.extend(mesh::examine(config).await);
