@@ -160,7 +160,7 @@ async fn a_file_of_a_phone_arrives_as_bytes() {
     let alice = on_air(&gateway, "alice").await;
     let mut phone = Phone::start(6, "Rosa", &address).await;
     let me = phone.meets("alice").await;
-    let content: Vec<u8> = (0..20_000_u32).map(|n| (n * n >> 4) as u8).collect();
+    let content: Vec<u8> = (0..20_000_u32).map(|n| ((n * n) >> 4) as u8).collect();
     let file = File {
         name: Some("map.png".to_owned()),
         stated_size: None,

@@ -1,8 +1,7 @@
 //! Nodes in one process, neighbours over streams.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::LazyLock};
 
-use chrono::Utc;
 use ed25519_dalek::SigningKey;
 use fieldpost_bitchat::payload::exchange::{Exchange, Hello};
 use fieldpost_envelope::{
@@ -58,7 +57,7 @@ async fn what_is_too_large_or_leads_nowhere_is_refused_at_once() {
 fn a_certificate_of_another_key_purpose_gateway_or_time_is_not_believed() {
     let (own, other) = (key(1), key(2));
     let noise = [7; 32];
-    let now = Timestamp::from(Utc::now());
+    let now = clock();
     let mut gateways = Gateways::new(gateway(&own), certificate(&own, noise, NodePurpose::BitChat));
     let id = MeshId::of_noise_key(&noise);
     let mut hello = |certificate: SignedCertificate, wall: Timestamp| {
@@ -86,7 +85,7 @@ fn a_certificate_of_another_key_purpose_gateway_or_time_is_not_believed() {
 fn a_roster_goes_to_those_who_have_an_older_one_and_a_step_where_that_is_enough() {
     let (own, other) = (key(1), key(2));
     let noise = [7; 32];
-    let (now, wall) = (Duration::ZERO, Timestamp::from(Utc::now()));
+    let (now, wall) = (Duration::ZERO, clock());
     let mut gateways = Gateways::new(gateway(&own), certificate(&own, noise, NodePurpose::BitChat));
     let id = MeshId::of_noise_key(&noise);
     let certificate = certificate(&other, noise, NodePurpose::BitChat).as_bytes().to_vec();
@@ -145,7 +144,7 @@ impl Station {
             0 => Vec::new(),
             _ => vec![Arc::new(streams)],
         };
-        let node = BleTransport::start(options, radios, Arc::new(|| Utc::now().into())).unwrap();
+        let node = BleTransport::start(options, radios, Arc::new(clock)).unwrap();
         let station = Self { node, gateway: gateway(&key), key };
         if !listen.is_empty() {
             // Whoever comes finds it listening.
@@ -208,13 +207,13 @@ fn roster(key: &SigningKey, number: u64, peers: &[&str]) -> Roster {
 }
 
 fn certificate(key: &SigningKey, node: [u8; 32], purpose: NodePurpose) -> SignedCertificate {
-    let now = Utc::now();
+    let now = clock();
     let certificate = Certificate {
         gateway: gateway(key),
         purpose,
         node,
-        not_before: now.into(),
-        not_after: (now + chrono::TimeDelta::hours(1)).into(),
+        not_before: now,
+        not_after: Timestamp::try_from(now.as_millis() + 3_600_000).unwrap(),
     };
     certificate.sign(key).unwrap()
 }
@@ -225,6 +224,13 @@ fn gateway(key: &SigningKey) -> GatewayId {
 
 fn key(seed: u8) -> SigningKey {
     SigningKey::from_bytes(&[seed; 32])
+}
+
+/// The same time for all, which goes on.
+fn clock() -> Timestamp {
+    static START: LazyLock<tokio::time::Instant> = LazyLock::new(tokio::time::Instant::now);
+    let elapsed = u64::try_from(START.elapsed().as_millis()).unwrap();
+    Timestamp::try_from(1_790_000_000_000 + elapsed).unwrap()
 }
 
 fn socket() -> StreamAddress {
