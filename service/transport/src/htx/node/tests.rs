@@ -182,7 +182,7 @@ async fn keys_of_an_epoch_that_is_over_are_neither_on_disk_nor_in_memory() {
     let epoch = net.epoch() + 2;
     let masked: Vec<[u8; 32]> = net.nodes.iter().flat_map(|node| node.masked_keys(epoch)).collect();
     assert!(masked.iter().any(|key| in_memory(key) > 0), "until then, they are there");
-    // Traffic of that epoch, one packet of which is recorded.
+    // Some traffic, one packet of which is recorded.
     let sent = alpha.envelope(bravo, 1, 5_000);
     alpha.transport.send(&bravo.name(), sent.clone()).await.unwrap();
     assert_eq!(bravo.receive().await, sent.into_bytes());
