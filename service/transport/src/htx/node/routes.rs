@@ -67,10 +67,9 @@ impl RouteBook {
         }
         let nodes = self.active.iter().flat_map(|active| active.relays());
         nodes
-            .map(|node| node.descriptor())
-            .filter(|node| self.leads_to(&node.id()))
-            .filter_map(|node| node.gateway(self.now))
-            .filter(|gateway| Some(*gateway) != own)
+            .filter_map(|node| Some((node.signed().id(), node.descriptor().gateway(self.now)?)))
+            .filter(|(node, gateway)| Some(*gateway) != own && self.leads_to(node))
+            .map(|(_, gateway)| gateway)
             .collect()
     }
 
@@ -79,10 +78,10 @@ impl RouteBook {
         if !self.is_listed() {
             return None;
         }
-        let nodes = self.active.as_ref()?.relays().iter().map(|node| node.descriptor());
+        let nodes = self.active.as_ref()?.relays().iter();
         nodes
-            .filter(|node| node.gateway(self.now) == Some(gateway))
-            .map(|node| node.id())
+            .filter(|node| node.descriptor().gateway(self.now) == Some(gateway))
+            .map(|node| node.signed().id())
             .filter(|node| self.leads_to(node))
             .choose(rng)
     }
