@@ -14,6 +14,9 @@ const BROADCAST_PACE: Duration = Duration::from_millis(30);
 const DIRECTED_PACE: Duration = Duration::from_millis(25);
 /// Between other frames to a phone.
 const PHONE_PACE: Duration = Duration::from_millis(4);
+/// Between fragments for a gateway at the other end, where a phone might have been: as many a second
+/// as it takes ([`Limits::frames_per_link_a_second`]).
+const GATEWAY_PACE: Duration = Duration::from_millis(5);
 /// Between any frames where no phone is.
 const PLAIN_PACE: Duration = Duration::from_millis(1);
 
@@ -43,6 +46,8 @@ pub(super) struct Link {
     pub(super) role: Role,
     pub(super) max_frame: usize,
     phone: bool,
+    /// Whether a gateway is, by its announce: then what is for it needs no phone's pace.
+    pub(super) is_gateway: bool,
     /// The peer at the other end, as far as its announces tell.
     pub(super) bound: Option<MeshId>,
     pub(super) bound_at: Duration,
@@ -78,6 +83,7 @@ impl Link {
             role,
             max_frame: max_frame.min(MAX_FRAME),
             phone,
+            is_gateway: false,
             bound: None,
             bound_at: now,
             greet: VecDeque::new(),
@@ -133,9 +139,12 @@ impl Link {
         if self.bulk_at <= now
             && let Some(waiting) = self.bulk.pop_front()
         {
+            // What goes further than this neighbour keeps to the pace that relays allow.
+            let ends_here = waiting.flow.is_some_and(|(_, to)| self.bound == Some(to));
             self.bulk_at = now
                 + match (self.phone, waiting.fragment) {
                     (false, _) => PLAIN_PACE,
+                    (true, _) if self.is_gateway && ends_here => GATEWAY_PACE,
                     (true, Some(Reach::Broadcast)) => BROADCAST_PACE,
                     (true, Some(Reach::Directed)) => DIRECTED_PACE,
                     (true, None) => PHONE_PACE,
@@ -212,6 +221,30 @@ mod tests {
             times.push(at.as_millis());
         }
         assert_eq!((order, times), (vec![4, 1, 2, 3], vec![0, 0, 25, 50]));
+    }
+
+    #[test]
+    fn what_is_for_the_gateway_at_the_other_end_is_not_paced_for_a_phone() {
+        let (us, gateway, beyond) = (MeshId([1; 8]), MeshId([2; 8]), MeshId([3; 8]));
+        for (to, pace) in [(gateway, GATEWAY_PACE), (beyond, DIRECTED_PACE)] {
+            let mut link = Link::new(Duration::ZERO, Role::Central, 512, true, &Limits::default());
+            (link.bound, link.is_gateway) = (Some(gateway), true);
+            let (flow, fragment) = (Some((us, to)), Some(Reach::Directed));
+            for frame in 0..10 {
+                assert!(link.push(Waiting {
+                    frame: vec![frame],
+                    flow,
+                    fragment,
+                    is_relayed: false
+                }));
+            }
+            let mut last = Duration::ZERO;
+            while let Some(at) = link.next_deadline() {
+                assert!(link.pop(at).is_some());
+                last = at;
+            }
+            assert_eq!(last, 9 * pace);
+        }
     }
 
     #[test]

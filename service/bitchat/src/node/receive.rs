@@ -242,6 +242,7 @@ impl<R: Rng> Node<R> {
     fn bind(&mut self, now: Now, via: LinkId, id: MeshId) {
         let has_another =
             self.links.iter().any(|(other, link)| *other != via && link.bound == Some(id));
+        let is_gateway = self.peers.find(id).is_some_and(|known| known.is_gateway);
         let Some(link) = self.links.get_mut(&via) else { return };
         let may = match link.bound {
             None => true,
@@ -251,6 +252,9 @@ impl<R: Rng> Node<R> {
         if may {
             link.bound = Some(id);
             link.bound_at = now.at;
+        }
+        if link.bound == Some(id) {
+            link.is_gateway = is_gateway;
         }
     }
 
