@@ -5,6 +5,7 @@
 
 mod air;
 mod ble;
+mod bluetooth;
 mod files;
 pub mod htx;
 mod memory;
@@ -24,6 +25,9 @@ pub use air::{AirCounters, AirRadio, AirServer, Position, Scenario, ScenarioErro
 pub use ble::{
     BleCounters, BleError, BleIdentity, BleOptions, BleTransport, FromPhone, HostedPeer, NoRadio,
     OpenAir, OpenRadio, OpenStreams, Phone, PhoneFile, PhonePin,
+};
+pub use bluetooth::{
+    BluetoothAdapter, BluetoothRadio, BluetoothStatus, OpenBluetooth, bluetooth_adapters,
 };
 pub use files::{FileError, FileFetch, FileInfo, FileSource};
 pub use memory::{Faults, MemoryNetwork, MemoryOptions, MemoryTransport};

@@ -5,7 +5,7 @@ use std::{fmt::Display, sync::Arc, time::Duration};
 
 use fieldpost_envelope::NodePurpose;
 use fieldpost_transport::{
-    BleIdentity, BleOptions, BleTransport, HostedPeer, LinkIds, NoRadio, OpenAir, OpenRadio,
+    BleIdentity, BleOptions, BleTransport, HostedPeer, LinkIds, OpenAir, OpenBluetooth, OpenRadio,
     OpenStreams, PhonePin,
 };
 use hkdf::Hkdf;
@@ -121,11 +121,14 @@ fn radios(gateway: &Gateway) -> Vec<Arc<dyn OpenRadio>> {
             name: station.clone(),
             ids: ids.clone(),
         })),
-        radio @ (BleRadio::Auto | BleRadio::Adapter(_)) => radios.push(Arc::new(NoRadio {
-            name: radio.to_string(),
-            reason: "this build has no Bluetooth radio yet: use --ble-radio none, or an air"
-                .to_owned(),
-        })),
+        radio @ (BleRadio::Auto | BleRadio::Adapter(_)) => {
+            let adapter = match radio {
+                BleRadio::Adapter(name) => Some(name.clone()),
+                _ => None,
+            };
+            let seed = gateway.replica.as_u64_pair().1;
+            radios.push(Arc::new(OpenBluetooth::new(adapter, ids.clone(), seed)));
+        }
     }
     if !config.ble_stream_listen.is_empty() || !config.ble_stream_link.is_empty() {
         radios.push(Arc::new(OpenStreams {
