@@ -3,6 +3,7 @@
 //!
 //! Nothing is changed and nothing is started: a check that needs a running part says so.
 
+mod bluetooth;
 mod database;
 mod machine;
 mod network;
@@ -79,6 +80,7 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
     drop(rustls::crypto::ring::default_provider().install_default());
     let mut findings = vec![options(config)];
     findings.extend(machine::examine(config).await);
+    findings.extend(bluetooth::examine(config).await);
     findings.extend(database::examine(&config.database).await);
     findings.extend(network::examine(config).await);
     findings.push(trust(config));

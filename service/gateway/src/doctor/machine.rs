@@ -1,11 +1,8 @@
-//! The machine: limits, disk, folders, server binaries, Bluetooth.
+//! The machine: limits, disk, folders, server binaries.
 
 use std::{
-    env, fs,
-    os::unix::{
-        fs::{MetadataExt, PermissionsExt},
-        net::UnixStream,
-    },
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -47,8 +44,6 @@ pub(super) async fn examine(config: &Config) -> Vec<Finding> {
             )),
         }
     }
-    findings.push(bluetooth(Path::new("/sys/class")));
-    findings.push(d_bus());
     findings
 }
 
@@ -192,53 +187,10 @@ async fn server_binaries(folder: PathBuf) -> Finding {
     }
 }
 
-/// What stands there for the Bluetooth transport to come. Its absence is no failure.
-fn bluetooth(classes: &Path) -> Finding {
-    const NAME: &str = "Bluetooth";
-    let names = |class: &str| -> Vec<String> {
-        let entries = fs::read_dir(classes.join(class)).into_iter().flatten().flatten();
-        let mut names: Vec<_> =
-            entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-        names.sort();
-        names
-    };
-    let adapters: Vec<_> =
-        names("bluetooth").into_iter().filter(|name| !name.contains(':')).collect();
-    let read = |switch: &str, file: &str| {
-        fs::read_to_string(classes.join("rfkill").join(switch).join(file)).unwrap_or_default()
-    };
-    let is_blocked = names("rfkill").iter().any(|switch| {
-        read(switch, "type").trim() == "bluetooth"
-            && ["soft", "hard"].iter().any(|kind| read(switch, kind).trim() == "1")
-    });
-    let seen = match (adapters.as_slice(), is_blocked) {
-        ([], _) => "no adapter found".to_owned(),
-        (names, false) => format!("adapter {}", names.join(", ")),
-        (names, true) => format!("adapter {}, switched off by rfkill", names.join(", ")),
-    };
-    Finding::info(NAME, format!("this build has no BLE transport yet; {seen}"))
-}
-
-/// BlueZ is spoken to over the system bus.
-fn d_bus() -> Finding {
-    const NAME: &str = "D-Bus";
-    let address = env::var("DBUS_SYSTEM_BUS_ADDRESS")
-        .unwrap_or_else(|_| "unix:path=/run/dbus/system_bus_socket".to_owned());
-    let path = address
-        .split([';', ','])
-        .find_map(|part| part.strip_prefix("unix:path=").or_else(|| part.strip_prefix("path=")));
-    let seen = match path {
-        None => format!("the system bus is at {address}, which was not tried"),
-        Some(path) => match UnixStream::connect(path) {
-            Ok(_) => format!("the system bus answers at {path}"),
-            Err(error) => format!("no system bus at {path}: {error}"),
-        },
-    };
-    Finding::info(NAME, format!("only the BLE transport to come needs it; {seen}"))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::env;
+
     use super::{super::Verdict, *};
 
     #[test]
@@ -266,20 +218,5 @@ mod tests {
         assert_eq!(data_dir(&file.join("data")).verdict, Verdict::Failure);
         fs::remove_file(&file).unwrap();
         assert_eq!(data_dir(&file).verdict, Verdict::Ok);
-    }
-
-    #[test]
-    fn adapters_are_named_and_connections_of_theirs_are_not() {
-        let classes = env::temp_dir().join(format!("fieldpost-{}", uuid::Uuid::new_v4()));
-        assert!(bluetooth(&classes).detail.contains("no adapter"));
-        for name in ["bluetooth/hci0", "bluetooth/hci0:64", "rfkill/rfkill1"] {
-            fs::create_dir_all(classes.join(name)).unwrap();
-        }
-        fs::write(classes.join("rfkill/rfkill1/type"), "bluetooth\n").unwrap();
-        fs::write(classes.join("rfkill/rfkill1/soft"), "1\n").unwrap();
-        let finding = bluetooth(&classes);
-        fs::remove_dir_all(&classes).unwrap();
-        assert_eq!(finding.verdict, Verdict::Info);
-        assert!(finding.detail.ends_with("adapter hci0, switched off by rfkill"), "{finding:?}");
     }
 }
