@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Commands: `{"private": {"to": ID, "text": TEXT}}`, `{"public": TEXT}`, `{"gateway": {"to": ID,
-//! "bytes": COUNT}}`, `{"verify": ID}`, `{"ping": ID}`, `{"frames": {"link": LINK, "count": COUNT,
+//! "bytes": COUNT}}`, `{"verify": ID}`, `{"ping": ID}`, `{"frames": {"to": ID, "count": COUNT,
 //! "bytes": SIZE}}` (past the core, straight to the radio), `{"counters": true}`. Private messages
 //! are acknowledged as delivered and read.
 
@@ -33,6 +33,8 @@ use uuid::Uuid;
 
 /// What frames that go past the core begin with; no packet does.
 const RAW: u8 = 0xEE;
+/// No test makes so many links.
+const LINKS: u64 = 1000;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -228,7 +230,9 @@ impl Driver {
             Command::Ping { from, to: peer(to)? }
         } else if let Some(frames) = line.get("frames") {
             let number = |name: &str| frames[name].as_u64().ok_or("a number is missing");
-            let (link, count) = (LinkId(number("link")?), number("count")?);
+            let (to, count) = (peer(&frames["to"])?, number("count")?);
+            let link = (0..LINKS).map(LinkId).find(|link| self.node.bound(*link) == Some(to));
+            let link = link.ok_or("no link leads to that peer")?;
             let size = usize::try_from(number("bytes")?)?;
             for index in 0..count {
                 let mut frame = vec![RAW; size];

@@ -36,10 +36,9 @@ async def private(node, others):
 
 
 async def throughput(node, other):
-    """The other's first link: frames past the core, then a transfer through it."""
+    """One link: frames past the core, then a transfer through it."""
     node.mark()
-    up = other.find("up")
-    other.say(frames={"link": up["link"], "count": FRAMES, "bytes": SIZE})
+    other.say(frames={"to": node.id, "count": FRAMES, "bytes": SIZE})
     raw = await node.wait("frames", timeout=120)
     raw_rate = raw["bytes"] / max(raw["seconds"], 0.001) / KIB
     node.mark(), other.mark()
