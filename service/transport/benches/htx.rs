@@ -37,7 +37,7 @@ use tokio::{runtime::Builder, sync::oneshot, time::sleep};
 fn main() {
     // cargo test runs benches, too; there it only has to work.
     let is_bench = std::env::args().any(|argument| argument == "--bench");
-    let (rounds, packets) = if is_bench { (1_000, 30_000) } else { (3, 50) };
+    let (rounds, packets, warm_up) = if is_bench { (1_000, 30_000, 20) } else { (3, 50, 1) };
     println!("| what | median | floors | p99, floors | note |\n|---|---|---|---|---|");
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("a runtime");
@@ -48,7 +48,7 @@ fn main() {
             ("64 KiB, three relays", 64 << 10, rounds / 10 + 1),
             ("1 MiB, three relays", 1 << 20, rounds / 30 + 1),
         ] {
-            let (median, ratio, worst) = net.messages(size, rounds).await;
+            let (median, ratio, worst) = net.messages(size, rounds, warm_up).await;
             println!("| {what} | {median:.0?} | {ratio:.1} | {worst:.1} | send to receive |");
         }
         net.close().await;
@@ -170,12 +170,12 @@ impl Net {
     }
 
     /// Median of the times, median and 99th percentile of the ratios to the floor.
-    async fn messages(&self, size: usize, rounds: usize) -> (Duration, f64, f64) {
+    async fn messages(&self, size: usize, rounds: usize, warm_up: usize) -> (Duration, f64, f64) {
         let [alpha, bravo] = &self.nodes[self.nodes.len() - 2..] else { unreachable!() };
         let (mut times, mut ratios) = (Vec::new(), Vec::new());
         let target = gateway_id(GATEWAYS[1]).to_string();
         // The first are for links to be made and times to be learnt.
-        for round in 0..rounds + WARM_UP {
+        for round in 0..rounds + warm_up {
             let envelope = envelope(size);
             let before = floor();
             let begin = now();
@@ -183,7 +183,7 @@ impl Net {
             let came = bravo.receive().await.expect("it runs");
             let took = begin.elapsed();
             bravo.taken(&came);
-            if round >= WARM_UP {
+            if round >= warm_up {
                 times.push(took);
                 ratios.push(took.as_secs_f64() / ((before + floor()) / 2).as_secs_f64());
             }
@@ -292,4 +292,3 @@ fn floor() -> Duration {
 }
 
 const GATEWAYS: [u8; 2] = [20, 21];
-const WARM_UP: usize = 20;

@@ -19,6 +19,7 @@ mod body;
 mod decoy;
 mod dial;
 mod drive;
+mod forgetful;
 mod front;
 mod node;
 mod template;
@@ -31,6 +32,7 @@ pub use self::{
     decoy::{Decoy, DecoyError},
     dial::{DialError, Dialer, Target},
     drive::{LinkEnd, LinkGone},
+    forgetful::ForgetfulRng,
     front::{Clock, Front, FrontOptions},
     node::{ForwardError, HtxError, HtxFigures, HtxOptions, HtxTls, HtxTransport},
     template::{Template, client_tls, server_tls},

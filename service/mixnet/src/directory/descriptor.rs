@@ -185,7 +185,7 @@ impl Descriptor {
             let (length, most) = (bytes.len(), limits::SIGNED);
             return Err(DecodeError::Oversize { length, most }.into());
         }
-        Ok(SignedDescriptor { bytes, descriptor: self.clone() })
+        Ok(SignedDescriptor { id: self.id(), bytes, descriptor: self.clone() })
     }
 
     fn check(&self) -> Result<(), DescriptorError> {
@@ -416,6 +416,8 @@ impl Descriptor {
 /// What it says comes out of [`verify`](Self::verify) alone.
 #[derive(Clone, Eq, PartialEq)]
 pub struct SignedDescriptor {
+    /// Worked out once: documents are searched and sorted by it.
+    id: RelayId,
     bytes: Vec<u8>,
     descriptor: Descriptor,
 }
@@ -437,7 +439,7 @@ impl SignedDescriptor {
             bytes.split_last_chunk::<SIGNATURE_LEN>().ok_or(DecodeError::Truncated)?;
         let descriptor = Descriptor::decode(payload)?;
         debug_assert_eq!(descriptor.encode(), payload, "a descriptor has one encoding");
-        Ok(Self { bytes: bytes.to_vec(), descriptor })
+        Ok(Self { id: descriptor.id(), bytes: bytes.to_vec(), descriptor })
     }
 
     /// The bytes to send.
@@ -447,7 +449,7 @@ impl SignedDescriptor {
 
     /// Who claims to have signed this; true once [`verify`](Self::verify) succeeded.
     pub fn id(&self) -> RelayId {
-        self.descriptor.id()
+        self.id
     }
 
     /// Verifies the signature, and the certificate if there is one, and gives out what was said.

@@ -197,9 +197,11 @@ impl<R: CryptoRng> RouteChooser<R> {
         receiver: &RelayId,
         epoch: Epoch,
     ) -> Vec<Candidate<'d>> {
-        let all = document.relays().iter().map(|relay| relay.descriptor());
-        let able = all.filter(|relay| relay.relays && relay.keys_of(epoch).is_some());
-        able.map(|descriptor| Candidate { id: descriptor.id(), descriptor })
+        let all = document.relays().iter();
+        all.map(|relay| Candidate { id: relay.signed().id(), descriptor: relay.descriptor() })
+            .filter(|candidate| {
+                candidate.descriptor.relays && candidate.descriptor.keys_of(epoch).is_some()
+            })
             .filter(|candidate| candidate.id != *receiver && Some(candidate.id) != self.own)
             .filter(|candidate| !self.avoided.contains(&candidate.id))
             .collect()

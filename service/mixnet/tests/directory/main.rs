@@ -8,5 +8,6 @@ mod documents;
 mod drafts;
 mod fixtures;
 mod gossip;
+mod pool;
 mod routes;
 mod vectors;

@@ -48,6 +48,26 @@ fn every_relay_comes_equally_often_in_every_place() {
 }
 
 #[test]
+fn a_relay_that_is_avoided_is_on_no_route_until_it_is_not() {
+    let document = document(&diverse(1..=5));
+    let mut chooser = chooser(11);
+    let policy = RoutePolicy { least_relays: 1, ..RoutePolicy::default() };
+    chooser.avoid([id(2), id(3)].into());
+    for _ in 0..100 {
+        let route = chooser.choose(time(0), &document, &id(1), policy).unwrap();
+        // Four relays beside the receiver, two of them avoided: a shorter route.
+        assert_eq!(route.relays.iter().collect::<BTreeSet<_>>(), [&id(4), &id(5)].into());
+    }
+    let strict = chooser.choose(time(0), &document, &id(1), RoutePolicy::default());
+    assert_eq!(strict, Err(RouteError::TooFewRelays { count: 2, needed: 3 }));
+    chooser.avoid(BTreeSet::new());
+    assert_eq!(chooser.check(time(0), &document, &id(1), RoutePolicy::default()), Ok(()));
+    let routes = (0..100).map(|_| chooser.choose(time(0), &document, &id(1), policy).unwrap());
+    let seen: BTreeSet<_> = routes.flat_map(|route| route.relays).collect();
+    assert_eq!(seen.len(), 4);
+}
+
+#[test]
 fn the_same_seed_draws_the_same_routes() {
     let document = document(&diverse(1..=20));
     let drawn = |seed| {

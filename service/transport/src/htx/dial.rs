@@ -12,7 +12,7 @@ use hyper::{
     header::{CONTENT_TYPE, COOKIE},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rand::{CryptoRng, SeedableRng, rngs::StdRng};
+use rand::{CryptoRng, SeedableRng};
 use rustls::{ClientConfig, pki_types::ServerName};
 use thiserror::Error;
 use tokio::{
@@ -23,6 +23,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
+    ForgetfulRng,
     body::Outgoing,
     drive::{self, LinkEnd},
     front::Clock,
@@ -125,7 +126,7 @@ impl Dialer {
             identity: self.identity.clone(),
         };
         let now = Instant::now().into_std();
-        let link = Link::dial(now, StdRng::from_rng(&mut rng), self.settings.clone(), dial)?;
+        let link = Link::dial(now, ForgetfulRng::from_rng(&mut rng), self.settings.clone(), dial)?;
         Ok(drive::start(link, response.into_body(), outgoing))
     }
 

@@ -4,13 +4,14 @@ use bytes::Bytes;
 use fieldpost_mixnet::htx::{Action, Event, Link, OpenStreamError, StreamId};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use rand::rngs::StdRng;
 use thiserror::Error;
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
     time::{Duration, Instant, sleep_until, timeout},
 };
+
+use super::ForgetfulRng;
 
 /// Our end of a link that is being made or is up.
 ///
@@ -102,7 +103,7 @@ impl LinkEnd {
 
 /// Starts the task that feeds a link and does what it says.
 pub(super) fn start(
-    link: Link<StdRng>,
+    link: Link<ForgetfulRng>,
     incoming: Incoming,
     outgoing: mpsc::Sender<Bytes>,
 ) -> LinkEnd {
@@ -121,7 +122,7 @@ enum Command {
 }
 
 struct Driver {
-    link: Link<StdRng>,
+    link: Link<ForgetfulRng>,
     incoming: Incoming,
     outgoing: mpsc::Sender<Bytes>,
     commanded: mpsc::Receiver<Command>,

@@ -19,7 +19,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use rand::{SeedableRng, rngs::StdRng};
+use rand::SeedableRng;
 use rustls::ServerConfig;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -29,7 +29,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::{body::Outgoing, decoy::Decoy, drive, drive::LinkEnd};
+use super::{ForgetfulRng, body::Outgoing, decoy::Decoy, drive, drive::LinkEnd};
 
 /// Tells the time that tickets and their replay are judged by.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -51,7 +51,7 @@ pub struct FrontOptions {
     /// Tells the hour of tickets.
     pub clock: Clock,
     /// Seeds the links.
-    pub rng: StdRng,
+    pub rng: ForgetfulRng,
     /// The most connections at once; further ones wait to be accepted.
     pub connections: usize,
 }
@@ -65,7 +65,7 @@ pub struct Front {
     key: SecretKey,
     settings: Settings,
     clock: Clock,
-    rng: Mutex<StdRng>,
+    rng: Mutex<ForgetfulRng>,
     connections: Arc<Semaphore>,
     links: mpsc::Sender<LinkEnd>,
 }
@@ -211,7 +211,7 @@ impl Front {
         };
         let rng = {
             let mut rng = self.rng.lock().unwrap_or_else(PoisonError::into_inner);
-            StdRng::from_rng(&mut *rng)
+            ForgetfulRng::from_rng(&mut *rng)
         };
         let now = Instant::now().into_std();
         let link = Link::accept(now, rng, self.settings.clone(), identity).ok()?;

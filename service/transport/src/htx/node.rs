@@ -40,10 +40,7 @@ use fieldpost_mixnet::{
     receiver,
     sphinx::{MAX_HOPS, Packet},
 };
-use rand::{
-    SeedableRng,
-    rngs::{StdRng, SysRng},
-};
+use rand::{SeedableRng, rngs::SysRng};
 use rustls::pki_types::PrivateKeyDer;
 use serde::Serialize;
 use thiserror::Error;
@@ -60,7 +57,8 @@ use self::{
     secrets::Secrets,
 };
 use super::{
-    Clock, Dialer, Front, FrontOptions, Template, server_tls, template::client_tls_of_relays,
+    Clock, Dialer, ForgetfulRng, Front, FrontOptions, Template, server_tls,
+    template::client_tls_of_relays,
 };
 use crate::{Capabilities, SendError, Status, Transport};
 
@@ -96,7 +94,7 @@ impl HtxTransport {
         if !(2..=MAX_HOPS).contains(&options.max_hops) {
             return Err(HtxError::Hops { max_hops: options.max_hops });
         }
-        let mut rng = StdRng::try_from_rng(&mut SysRng).expect("the system gives randomness");
+        let mut rng = ForgetfulRng::try_from_rng(&mut SysRng).expect("the system gives randomness");
         let keys = NodeKeys::derive(node_key);
         let id = keys.id();
         let listener = match options.listen {
@@ -131,7 +129,7 @@ impl HtxTransport {
                 key: keys.noise().clone(),
                 settings: settings.clone(),
                 clock: clock.clone(),
-                rng: StdRng::from_rng(&mut rng),
+                rng: ForgetfulRng::from_rng(&mut rng),
                 connections: CONNECTIONS,
             });
             accepted = Some(links);

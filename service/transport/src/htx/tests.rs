@@ -237,7 +237,7 @@ impl Site {
             key,
             settings: Settings::default(),
             clock: Arc::clone(&clock),
-            rng: StdRng::seed_from_u64(2),
+            rng: super::ForgetfulRng::seed_from_u64(2),
             connections: 16,
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -26,7 +26,7 @@ use fieldpost_mixnet::{
     sphinx::Packet,
     wire::Message,
 };
-use rand::{SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use rand::{SeedableRng, seq::IndexedRandom};
 use tokio::{
     sync::{Notify, mpsc, watch},
     time::sleep_until,
@@ -40,7 +40,7 @@ use super::{
     routes::RouteBook,
     secrets::Secrets,
 };
-use crate::htx::{Clock, Dialer, LinkEnd, Target};
+use crate::htx::{Clock, Dialer, ForgetfulRng, LinkEnd, Target};
 
 /// What the node says of itself, beside its keys.
 pub(super) struct Description {
@@ -117,7 +117,7 @@ pub(super) struct Parts {
     pub(super) dialer: Dialer,
     pub(super) clock: Clock,
     pub(super) handed: Arc<Handed>,
-    pub(super) rng: StdRng,
+    pub(super) rng: ForgetfulRng,
 }
 
 /// What the node's task listens to.
@@ -136,11 +136,11 @@ pub(super) struct Node {
     clock: Clock,
     epochs: EpochClock,
     pace: Pace,
-    rng: StdRng,
+    rng: ForgetfulRng,
     relay: Relay,
-    receiver: Receiver<StdRng>,
-    sender: Sender<StdRng>,
-    ring: KeyRing<StdRng>,
+    receiver: Receiver<ForgetfulRng>,
+    sender: Sender<ForgetfulRng>,
+    ring: KeyRing<ForgetfulRng>,
     secrets: Secrets,
     /// Caches from before the restart, until their epoch is opened.
     restored: BTreeMap<Epoch, ReplayCache>,
@@ -148,7 +148,7 @@ pub(super) struct Node {
     opened: BTreeSet<Epoch>,
     /// Epochs that the receiver has opened.
     sealing: BTreeSet<Epoch>,
-    chain: Chain<StdRng>,
+    chain: Chain<ForgetfulRng>,
     pool: Pool,
     routes: RouteBook,
     links: Links,
@@ -178,7 +178,7 @@ impl Node {
     ) -> Result<Self, HtxError> {
         let Parts { keys, description, certificate, authority, documents, policy, .. } = parts;
         let Parts { pace, mut secrets, dialer, clock, handed, mut rng, .. } = parts;
-        let mut split = || StdRng::from_rng(&mut rng);
+        let mut split = || ForgetfulRng::from_rng(&mut rng);
         let now = tokio::time::Instant::now().into_std();
         let (time, epochs, own) = (clock(), authority.clock(), keys.id());
         let most_tags = upkeep::most_tags(description.capacity, epochs);
@@ -392,7 +392,7 @@ impl Node {
     }
 }
 
-fn target(descriptor: &Descriptor, rng: &mut StdRng) -> Option<Target> {
+fn target(descriptor: &Descriptor, rng: &mut ForgetfulRng) -> Option<Target> {
     Some(Target {
         address: *descriptor.addresses.choose(rng)?,
         server_name: descriptor.server_name.clone(),

@@ -12,14 +12,14 @@ use fieldpost_mixnet::{
     sphinx::Packet,
     wire::packet_len,
 };
-use rand::{SeedableRng, rngs::StdRng};
+use rand::SeedableRng;
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinSet},
 };
 
 use super::link::{self, LinkEvent, LinkNumber, LinkQueue, QUEUED_BYTES, Waiting};
-use crate::htx::{DialError, Dialer, LinkEnd, Target};
+use crate::htx::{DialError, Dialer, ForgetfulRng, LinkEnd, Target};
 
 /// All links of a node, by number and by who is at the other end.
 ///
@@ -32,7 +32,7 @@ use crate::htx::{DialError, Dialer, LinkEnd, Target};
 /// | relays that were dialled | 1024 | further ones are not dialled |
 pub(super) struct Links {
     dialer: Dialer,
-    rng: StdRng,
+    rng: ForgetfulRng,
     events: mpsc::Sender<LinkEvent>,
     inbound: mpsc::Sender<Packet>,
     links: BTreeMap<LinkNumber, Known>,
@@ -57,7 +57,7 @@ struct Known {
 }
 
 struct Dialled {
-    redial: Redial<StdRng>,
+    redial: Redial<ForgetfulRng>,
     /// The attempt that is under way.
     attempt: Option<LinkNumber>,
     waiting: VecDeque<(Instant, Packet)>,
@@ -67,7 +67,7 @@ struct Dialled {
 impl Links {
     pub(super) fn new(
         dialer: Dialer,
-        rng: StdRng,
+        rng: ForgetfulRng,
         events: mpsc::Sender<LinkEvent>,
         inbound: mpsc::Sender<Packet>,
     ) -> Self {
@@ -219,7 +219,7 @@ impl Links {
     pub(super) fn wake(
         &mut self,
         now: Instant,
-        target: impl Fn(&RelayId, &mut StdRng) -> Option<Target>,
+        target: impl Fn(&RelayId, &mut ForgetfulRng) -> Option<Target>,
     ) {
         while self.tasks.try_join_next().is_some() {}
         self.suspects.retain(|_, until| *until > now);
@@ -282,7 +282,7 @@ impl Links {
         }
         let rng = &mut self.rng;
         let dialled = self.dials.entry(relay).or_insert_with(|| Dialled {
-            redial: Redial::new(StdRng::from_rng(rng)),
+            redial: Redial::new(ForgetfulRng::from_rng(rng)),
             attempt: None,
             waiting: VecDeque::new(),
             bytes: 0,
@@ -293,7 +293,7 @@ impl Links {
     }
 
     fn dial(&mut self, now: Instant, relay: RelayId, target: Option<Target>) -> LinkNumber {
-        let (dialer, rng) = (self.dialer.clone(), StdRng::from_rng(&mut self.rng));
+        let (dialer, rng) = (self.dialer.clone(), ForgetfulRng::from_rng(&mut self.rng));
         let (events, inbound) = (self.events.clone(), self.inbound.clone());
         self.add(now, Some(relay), |link, waiting| async move {
             let dialled = match target {

@@ -8,14 +8,16 @@ use fieldpost_mixnet::{
     sender::Routes,
     sphinx::{Route, RouteStop},
 };
-use rand::{rngs::StdRng, seq::IteratorRandom};
+use rand::seq::IteratorRandom;
+
+use crate::htx::ForgetfulRng;
 
 /// The routes that can be drawn now.
 pub(super) struct RouteBook {
     own: RelayId,
     clock: EpochClock,
     policy: RoutePolicy,
-    chooser: RouteChooser<StdRng>,
+    chooser: RouteChooser<ForgetfulRng>,
     active: Option<Arc<Document>>,
     /// The keys that we hold for the current epoch.
     held: Option<EpochKeys>,
@@ -28,7 +30,7 @@ impl RouteBook {
         own: RelayId,
         clock: EpochClock,
         policy: RoutePolicy,
-        rng: StdRng,
+        rng: ForgetfulRng,
         now: Timestamp,
     ) -> Self {
         let chooser = RouteChooser::new(rng, clock, Some(own));
@@ -65,22 +67,21 @@ impl RouteBook {
         }
         let nodes = self.active.iter().flat_map(|active| active.relays());
         nodes
-            .map(|node| node.descriptor())
-            .filter(|node| self.leads_to(&node.id()))
-            .filter_map(|node| node.gateway(self.now))
-            .filter(|gateway| Some(*gateway) != own)
+            .filter_map(|node| Some((node.signed().id(), node.descriptor().gateway(self.now)?)))
+            .filter(|(node, gateway)| Some(*gateway) != own && self.leads_to(node))
+            .map(|(_, gateway)| gateway)
             .collect()
     }
 
     /// A node of the gateway that a message would get to now.
-    pub(super) fn node_of(&self, gateway: GatewayId, rng: &mut StdRng) -> Option<RelayId> {
+    pub(super) fn node_of(&self, gateway: GatewayId, rng: &mut ForgetfulRng) -> Option<RelayId> {
         if !self.is_listed() {
             return None;
         }
-        let nodes = self.active.as_ref()?.relays().iter().map(|node| node.descriptor());
+        let nodes = self.active.as_ref()?.relays().iter();
         nodes
-            .filter(|node| node.gateway(self.now) == Some(gateway))
-            .map(|node| node.id())
+            .filter(|node| node.descriptor().gateway(self.now) == Some(gateway))
+            .map(|node| node.signed().id())
             .filter(|node| self.leads_to(node))
             .choose(rng)
     }

@@ -156,7 +156,14 @@ async fn messages_pass_while_epochs_go_by_and_old_keys_go() {
     }
     let figures = alpha.transport.figures();
     assert!(figures.messages_sent > 15, "{figures:?}");
-    assert_eq!(figures.messages_failed, 0, "{figures:?}");
+    // All have come. An answer that is late at the turn of an epoch finds no key any more: its sender
+    // is told so and does not wait for ever.
+    assert!(figures.messages_failed * 10 <= figures.messages_sent, "{figures:?}");
+    alpha
+        .until("none is forgotten", |figures| {
+            figures.messages_committed + figures.messages_failed == figures.messages_sent
+        })
+        .await;
     assert!(figures.document >= Some(3), "{figures:?}");
     // On disk: the current epoch, the two that follow, perhaps the one before.
     for node in &net.nodes {
@@ -164,6 +171,34 @@ async fn messages_pass_while_epochs_go_by_and_old_keys_go() {
         let oldest = *kept.first().unwrap();
         assert!(oldest + 1 >= net.epoch() - 1 && kept.len() <= 4, "{kept:?}, {}", net.epoch());
     }
+    net.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_of_an_epoch_that_is_over_are_neither_on_disk_nor_in_memory() {
+    let net = Net::start(2, 2, Duration::from_secs(4)).await;
+    let (alpha, bravo) = (net.gateway(0), net.gateway(1));
+    let epoch = net.epoch();
+    let masked: Vec<[u8; 32]> = net.nodes.iter().flat_map(|node| node.masked_keys(epoch)).collect();
+    // Traffic of that epoch, one packet of which is recorded.
+    let sent = alpha.envelope(bravo, 1, 5_000);
+    alpha.transport.send(&bravo.name(), sent.clone()).await.unwrap();
+    assert_eq!(bravo.receive().await, sent.into_bytes());
+    let route = net.route(&[0, 1, 3]);
+    let recorded =
+        Packet::build(&mut StdRng::seed_from_u64(9), &route, Class::Small, b"hello").unwrap();
+    assert!(masked.iter().any(|key| in_memory(key) > 0), "while it lasts, they are there");
+    let deadline = Instant::now() + PATIENCE;
+    while net.epoch() < epoch + 2 || net.nodes.iter().any(|node| node.kept_epochs()[0] <= epoch) {
+        assert!(Instant::now() < deadline, "they are kept too long");
+        sleep(Duration::from_millis(50)).await;
+    }
+    for (number, key) in masked.iter().enumerate() {
+        assert_eq!(in_memory(key), 0, "key {number}");
+    }
+    let first = &net.nodes[0].transport;
+    alpha.transport.forward(first.id(), recorded.into_bytes().into_vec()).await.unwrap();
+    net.nodes[0].until("the packet opens no more", |figures| figures.packets_refused > 0).await;
     net.close().await;
 }
 
@@ -446,6 +481,15 @@ impl Node {
         envelope.sign(&gateway_key(self.seed)).unwrap()
     }
 
+    /// The Sphinx and the sealing key of an epoch, from disk, masked: these copies are not to be found.
+    fn masked_keys(&self, epoch: u64) -> [[u8; 32]; 2] {
+        let own = self.folder.join(&self.transport.id().to_string()[..16]);
+        let mut bytes = std::fs::read(own.join(format!("{epoch}.secret"))).unwrap();
+        let keys = [25, 57].map(|at| std::array::from_fn(|byte| bytes[at + byte] ^ MASK));
+        zeroize::Zeroize::zeroize(&mut bytes);
+        keys
+    }
+
     /// Epochs of which a secret is on disk.
     fn kept_epochs(&self) -> Vec<u64> {
         let own = self.folder.join(&self.transport.id().to_string()[..16]);
@@ -457,6 +501,45 @@ impl Node {
         epochs.sort_unstable();
         epochs
     }
+}
+
+/// How often a masked key stands in this process' memory.
+fn in_memory(masked: &[u8; 32]) -> usize {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut memory = std::fs::File::open("/proc/self/mem").unwrap();
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let (mut piece, mut found) = (vec![0_u8; 1 << 20], 0);
+    for line in maps.lines().filter(|line| line.contains(" rw")) {
+        let (start, end) = line.split_once(' ').unwrap().0.split_once('-').unwrap();
+        let [mut at, end] = [start, end].map(|text| u64::from_str_radix(text, 16).unwrap());
+        while at + 32 <= end {
+            let length = piece.len().min((end - at) as usize);
+            let read = memory
+                .seek(SeekFrom::Start(at))
+                .and_then(|_| memory.read_exact(&mut piece[..length]));
+            if read.is_err() {
+                break;
+            }
+            let first = masked[0] ^ MASK;
+            let mut from = 0;
+            while let Some(next) = piece[from..length].iter().position(|byte| *byte == first) {
+                from += next;
+                let is_key = piece[from..length.min(from + 32)]
+                    .iter()
+                    .zip(masked)
+                    .filter(|(byte, masked)| **byte ^ MASK == **masked)
+                    .count()
+                    == 32;
+                found += usize::from(is_key);
+                from += 1;
+            }
+            // Pieces overlap, so that no key is cut in two.
+            at += if length < piece.len() { end - at } else { (length - 31) as u64 };
+        }
+    }
+    // Whoever looks next does not find what this look has copied.
+    zeroize::Zeroize::zeroize(&mut piece);
+    found
 }
 
 fn options(authority: Authority, relays: bool) -> HtxOptions {
@@ -511,3 +594,4 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
 const PATIENCE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
 const COUNT: u8 = 200;
+const MASK: u8 = 0x5a;

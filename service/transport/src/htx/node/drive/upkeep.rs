@@ -262,12 +262,10 @@ impl Node {
             false => BTreeSet::new(),
         };
         if let Some(active) = self.routes.active() {
-            let relays = active.relays().iter().map(|relay| relay.descriptor());
-            let mut relays: Vec<_> = relays
-                .filter(|relay| relay.relays && !relay.addresses.is_empty())
-                .map(Descriptor::id)
-                .filter(|relay| *relay != own)
-                .collect();
+            let is_relay = |relay: &Descriptor| relay.relays && !relay.addresses.is_empty();
+            let relays = active.relays().iter().filter(|relay| is_relay(relay.descriptor()));
+            let mut relays: Vec<_> =
+                relays.map(|relay| relay.signed().id()).filter(|relay| *relay != own).collect();
             in_own_order(own, &mut relays);
             wanted.extend(relays.into_iter().take(GOSSIPED));
         }
