@@ -31,9 +31,12 @@ enum State {
 }
 
 impl Mixnet {
-    /// The mixnet before its node has started.
-    pub fn new(config: &Config) -> Self {
-        let state = if !config.transports().any(|name| name == "htx") {
+    /// The mixnet before its node has started. A program that `brings` transports of its own may call
+    /// one of them htx.
+    pub fn new(config: &Config, brings: bool) -> Self {
+        let state = if brings {
+            State::Starting("the transports are this program's own".to_owned())
+        } else if !config.transports().any(|name| name == "htx") {
             State::Off("--transports leaves out htx: no packet is relayed or sent".to_owned())
         } else if config.htx.directory.is_none() {
             State::Off(

@@ -145,6 +145,7 @@ pub async fn start(config: Config, connect: Option<Connect>) -> anyhow::Result<R
         Ok(_) => {}
         Err(_) => tracing::warn!("the database takes long; the API answers once it is ready"),
     }
+    let brings = connect.is_some();
     let (transports, late) = match connect {
         Some(connect) => {
             let identity = store.identity().context("the database does not answer in time")?;
@@ -170,7 +171,7 @@ pub async fn start(config: Config, connect: Option<Connect>) -> anyhow::Result<R
         awaited: Awaited::default(),
         errands: Errands::default(),
         transports,
-        mixnet: Mixnet::new(&config),
+        mixnet: Mixnet::new(&config, brings),
         learned: Learned::default(),
         connectivity,
         rosters: Rosters::new(config.trust()),

@@ -76,7 +76,8 @@ pub fn build_packets(
     let mut seed = [0; 32];
     rng.fill_bytes(&mut seed);
     let mut chooser = RouteChooser::new(StdRng::from_seed(seed), clock, None);
-    let policy = RoutePolicy { relays: way.relays, ..RoutePolicy::default() };
+    let policy =
+        RoutePolicy { relays: way.relays, least_relays: way.relays, ..RoutePolicy::default() };
     // Longer delays would outlast the grace of the keys.
     let longest = clock.longest_delay(way.relays);
     let mut finished = Vec::with_capacity(shards.len());

@@ -110,7 +110,7 @@ enum Fault {
 
 const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::LosesDeliveries, &[LOST]),
-    (Fault::ShowsConfirmed, &[ONCE]),
+    (Fault::ShowsConfirmed, &[ONCE, CONTRACT]),
     (Fault::SwapsNeighbours, &[ORDER, ONCE]),
     (Fault::HoldsNothing, &[ORDER]),
     (Fault::ReleasesNothing, &[LOST, CONTRACT]),
