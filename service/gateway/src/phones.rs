@@ -342,10 +342,11 @@ impl Rates {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
 
     #[test]
     fn a_phone_that_floods_is_not_listened_to_until_the_next_minute() {
-        let (mut rates, start) = (Rates::default(), Instant::now());
+        let (mut rates, start) = (Rates::default(), Clock::default().instant());
         let (loud, quiet) = (PeerId::phone([1; 8]), PeerId::phone([2; 8]));
         let admitted = (0..100).filter(|_| rates.admit(start, &loud)).count();
         assert_eq!(admitted, PUBLIC_A_MINUTE as usize);
