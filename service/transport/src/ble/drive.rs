@@ -1,16 +1,16 @@
 //! The loop that owns the node: feeds it what radios and the gateway bring, and does what it says.
 
+mod incoming;
+mod outgoing;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use fieldpost_bitchat::{
-    Action, Command, Event, FailReason, LinkId, MeshId, Node, Now, Report,
-    payload::exchange::Exchange,
-};
-use fieldpost_envelope::{Envelope, GatewayId, PeerId, ReceiptKind, SignedRoster, Timestamp};
+use fieldpost_bitchat::{Action, Command, Event, FailReason, LinkId, MeshId, Node, Now};
+use fieldpost_envelope::{Envelope, GatewayId, PeerId, Timestamp};
 use futures_util::future::select_all;
 use rand::rngs::StdRng;
 use tokio::{
@@ -20,11 +20,12 @@ use tokio::{
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
+use self::outgoing::{Load, Way};
 use super::{
-    BROADCAST, FromPhone, Phone, PhoneFile, PhonePin, Shared,
-    gateways::{Content, Gateways, Outgoing},
+    BROADCAST, FromPhone, Phone, PhonePin, Shared,
+    gateways::Gateways,
     lock,
-    phones::{ForPhone, Hosted, text_of},
+    phones::Hosted,
     port::{OpenRadio, Port, PortEvent},
 };
 use crate::{HeardRoster, RadioEvent, SendError};
@@ -96,24 +97,6 @@ pub(super) struct Driver {
     spoken: VecDeque<FromPhone>,
     look_at: Duration,
     has_news: bool,
-}
-
-/// What goes to one node.
-#[derive(Default)]
-struct Way {
-    under_way: usize,
-    waiting: VecDeque<Load>,
-}
-
-/// Something on its way to a node.
-enum Load {
-    Own(Content),
-    Envelope {
-        bytes: Vec<u8>,
-        digest: [u8; 32],
-        answer: Option<Answer>,
-        _room: Option<OwnedSemaphorePermit>,
-    },
 }
 
 impl Driver {
@@ -235,174 +218,6 @@ impl Driver {
         self.feed(Event::LinkDown { link });
     }
 
-    fn on_request(&mut self, request: Request) {
-        match request {
-            Request::ToGateway { gateway, envelope, digest, answer, room } => {
-                let target = || gateway.to_string();
-                match self.node_of(gateway) {
-                    Some(id) => self.send_envelope(id, envelope, digest, Some(answer), Some(room)),
-                    None => give(answer, Err(SendError::Unreachable { target: target() })),
-                }
-            }
-            Request::ToPhone { phone, envelope, digest, answer } => {
-                let sent = self.send_to_phone(phone, &envelope, digest);
-                give(answer, sent);
-            }
-            Request::Broadcast { envelope, bytes, digest, answer } => {
-                let sent = self.broadcast(&envelope, &bytes, digest);
-                give(answer, sent);
-            }
-            Request::Acknowledge { phone, peer, message_id, kind, answer } => {
-                let sent = self.hosted.mesh_id(&peer).ok_or_else(|| off_air(&peer)).map(|from| {
-                    let to = phone;
-                    self.command(Command::SendReceipt { from, to, message_id, kind });
-                });
-                give(answer, sent);
-            }
-            Request::Forget { phone, peer, message_id } => {
-                if let Some(to) = self.hosted.mesh_id(&peer) {
-                    self.command(Command::Forget { to, from: phone, message_id });
-                }
-            }
-        }
-    }
-
-    /// The node of a gateway that is reached over the fewest links, of several the one heard last.
-    fn node_of(&self, gateway: GatewayId) -> Option<MeshId> {
-        let nodes: BTreeSet<MeshId> = self.gateways.nodes_of(self.wall(), gateway).collect();
-        let peers = self.node.peers().filter(|peer| nodes.contains(&peer.id));
-        peers.min_by_key(|peer| (peer.hops, std::cmp::Reverse(peer.heard_at))).map(|peer| peer.id)
-    }
-
-    fn send_envelope(
-        &mut self,
-        id: MeshId,
-        bytes: Vec<u8>,
-        digest: [u8; 32],
-        answer: Option<Answer>,
-        room: Option<OwnedSemaphorePermit>,
-    ) {
-        let is_same =
-            |load: &Load| matches!(load, Load::Envelope { digest: other, .. } if *other == digest);
-        let is_waiting = self.ways.get(&id).is_some_and(|way| way.waiting.iter().any(is_same));
-        let is_under_way = self.under_way.values().any(|(to, load)| *to == id && is_same(load));
-        if is_waiting || is_under_way {
-            // It is asked for again since nobody has answered yet; a second copy would be slower.
-            if let Some(answer) = answer {
-                give(answer, Ok(()));
-            }
-            return;
-        }
-        self.enqueue(id, Load::Envelope { bytes, digest, answer, _room: room });
-    }
-
-    fn send_to_phone(
-        &mut self,
-        phone: MeshId,
-        envelope: &Envelope,
-        digest: [u8; 32],
-    ) -> Result<(), SendError> {
-        let sender = &envelope.sender.peer;
-        let from = self.hosted.mesh_id(sender).ok_or_else(|| off_air(sender))?;
-        let id = envelope.message_id.0;
-        if !self.hosted.leaves((from, phone, id), digest) {
-            return Ok(());
-        }
-        let command = match ForPhone::of(id, &envelope.content) {
-            ForPhone::Text(text) => Command::SendPrivate { from, to: phone, message_id: id, text },
-            ForPhone::File(file) => Command::SendFile { from, to: Some(phone), file_id: id, file },
-        };
-        self.judge(command, id, Some(phone)).map_err(|reason| {
-            self.hosted.ended(id, phone);
-            send_error(&phone.to_string(), reason)
-        })
-    }
-
-    /// Phones hear a broadcast in the name of the hosted peer, gateways get the envelope, so that it
-    /// stays one message whatever brings it.
-    fn broadcast(
-        &mut self,
-        envelope: &Envelope,
-        bytes: &[u8],
-        digest: [u8; 32],
-    ) -> Result<(), SendError> {
-        let wall = self.wall();
-        let others: BTreeSet<GatewayId> =
-            self.gateways.present(wall).map(|(_, gateway)| gateway).collect();
-        let nodes: Vec<MeshId> =
-            others.iter().filter_map(|gateway| self.node_of(*gateway)).take(MOST_HEARERS).collect();
-        let has_nodes = !nodes.is_empty();
-        for id in nodes {
-            self.send_envelope(id, bytes.to_vec(), digest, None, None);
-        }
-        let sender = &envelope.sender.peer;
-        let said = match (self.hosted.mesh_id(sender), text_of(&envelope.content)) {
-            (None, _) => Err(off_air(sender)),
-            (_, None) => Err(SendError::Failed("phones hear broadcasts of text alone".to_owned())),
-            (Some(from), Some(text)) => {
-                let message_id = envelope.message_id.0;
-                let command = Command::SendPublic { from, message_id, text };
-                self.judge(command, message_id, None)
-                    .map_err(|reason| send_error(BROADCAST, reason))
-            }
-        };
-        if has_nodes { Ok(()) } else { said }
-    }
-
-    fn enqueue(&mut self, id: MeshId, load: Load) {
-        let way = self.ways.entry(id).or_default();
-        way.waiting.push_back(load);
-        self.advance(id);
-    }
-
-    /// Lets go to a node what may.
-    fn advance(&mut self, id: MeshId) {
-        loop {
-            let Some(way) = self.ways.get_mut(&id) else { return };
-            let may = way.under_way < AT_ONCE;
-            let Some(load) = may.then(|| way.waiting.pop_front()).flatten() else {
-                if way.under_way == 0 && way.waiting.is_empty() {
-                    self.ways.remove(&id);
-                }
-                return;
-            };
-            way.under_way += 1;
-            self.last_transfer += 1;
-            let transfer_id = Uuid::from_u128(self.last_transfer);
-            let bytes = match &load {
-                Load::Own(content) => content.bytes().to_vec(),
-                Load::Envelope { bytes, .. } => Exchange::Envelope(bytes.clone()).encode(),
-            };
-            self.under_way.insert(transfer_id, (id, load));
-            self.command(Command::SendGateway { to: id, transfer_id, bytes });
-        }
-    }
-
-    /// A transfer has come to its end.
-    fn arrived(&mut self, transfer: Uuid, result: Result<(), FailReason>) {
-        let Some((id, load)) = self.under_way.remove(&transfer) else { return };
-        if let Some(way) = self.ways.get_mut(&id) {
-            way.under_way -= 1;
-        }
-        match load {
-            Load::Own(content) => self.gateways.settled(id, &content, result.is_ok()),
-            Load::Envelope { answer: Some(answer), .. } => {
-                give(answer, result.map_err(|reason| send_error(&id.to_string(), reason)));
-            }
-            Load::Envelope { .. } => {}
-        }
-        self.advance(id);
-    }
-
-    fn tell(&mut self, (id, content): Outgoing) {
-        let is_same = |load: &Load| {
-            matches!((load, &content), (Load::Own(Content::Hello(_)), Content::Hello(_)))
-        };
-        if !self.under_way.values().any(|(to, load)| *to == id && is_same(load)) {
-            self.enqueue(id, Load::Own(content));
-        }
-    }
-
     fn tell_nodes(&mut self) {
         let now = self.now().at;
         for outgoing in self.gateways.due(now) {
@@ -470,158 +285,6 @@ impl Driver {
                 }
                 Action::Report(report) => self.on_report(report),
             }
-        }
-    }
-
-    fn on_report(&mut self, report: Report) {
-        let now = self.now().at;
-        match report {
-            Report::Peer(peer) => {
-                self.has_news = true;
-                if peer.is_gateway {
-                    self.gateways.appeared(now, peer.id);
-                }
-            }
-            Report::PeerGone { id, .. } => {
-                self.has_news = true;
-                self.gateways.vanished(id);
-            }
-            Report::KeyConflict { id } => {
-                warn!(phone = %id, "somebody uses a phone's name with other keys; it is not believed");
-            }
-            Report::Verified { .. } => self.has_news = true,
-            Report::Public { from, message_id, timestamp_ms, text } => {
-                // What another gateway's peers say comes as an envelope, too.
-                let Some(phone) = self.phone(from) else { return };
-                let Ok(sent_at) = Timestamp::try_from(timestamp_ms) else { return };
-                self.say(FromPhone::Public { from: phone, id: message_id, sent_at, text });
-            }
-            Report::Private { to, from, message_id, text } => {
-                if let Some(peer) = self.hosted.peer(to).cloned() {
-                    let from = PeerId::phone(from.0);
-                    self.say(FromPhone::Private { to: peer, from, message_id, text });
-                }
-            }
-            Report::File { to, from, file } => {
-                let peer = to.and_then(|to| self.hosted.peer(to).cloned());
-                let Some(phone) = self.phone(from).filter(|_| to.is_none() || peer.is_some())
-                else {
-                    return;
-                };
-                let file =
-                    PhoneFile { name: file.name, mime_type: file.mime_type, content: file.content };
-                self.say(FromPhone::File { to: peer, from: phone, file });
-            }
-            Report::Receipt { from, to, message_id, kind } => {
-                let envelope = self.hosted.envelope(&(from, to, message_id));
-                self.hosted.ended(message_id, to);
-                let kind = match kind {
-                    fieldpost_bitchat::ReceiptKind::Delivered => ReceiptKind::Delivered,
-                    fieldpost_bitchat::ReceiptKind::Read => ReceiptKind::Read,
-                };
-                if let Some(envelope) = envelope {
-                    let phone = PeerId::phone(to.0);
-                    self.say(FromPhone::Receipt { phone, envelope, kind });
-                }
-            }
-            Report::Gateway { from, bytes } => self.on_exchange(from, &bytes),
-            Report::Sent { id, may_fail_on_apple } => {
-                if may_fail_on_apple {
-                    debug!(message.id = %id, "a public text is so long that iPhones may not show it");
-                }
-                self.handed_over(id);
-                self.arrived(id, Ok(()));
-            }
-            Report::Failed { id, to, reason } => {
-                if let Some((judged, of, verdict)) = &mut self.judged
-                    && (*judged, *of) == (id, to)
-                {
-                    *verdict = Some(reason);
-                }
-                if let Some(to) = to {
-                    self.hosted.ended(id, to);
-                }
-                self.arrived(id, Err(reason));
-            }
-            Report::Favourite { .. } | Report::Pong { .. } => {}
-        }
-    }
-
-    /// A file is on its way to a phone, which will not say that it has it.
-    fn handed_over(&mut self, id: Uuid) {
-        let phones: Vec<MeshId> = self.hosted.recipients(id).collect();
-        for phone in phones {
-            if let Some(envelope) = self.hosted.envelope_to(id, phone) {
-                self.hosted.ended(id, phone);
-                let phone = PeerId::phone(phone.0);
-                self.say(FromPhone::Receipt { phone, envelope, kind: ReceiptKind::Stored });
-            }
-        }
-    }
-
-    fn on_exchange(&mut self, from: MeshId, bytes: &[u8]) {
-        let (now, wall) = (self.now().at, self.wall());
-        let exchange = match Exchange::decode(bytes) {
-            Ok(exchange) => exchange,
-            Err(error) => return debug!(%error, "a node said something that is not understood"),
-        };
-        if let Exchange::Hello(hello) = exchange {
-            let key = self.node.peers().find(|peer| peer.id == from).map(|peer| peer.noise_key);
-            // A session may stand before the announce has come; the hello is said again.
-            let Some(noise_key) = key else { return };
-            match self.gateways.hello(now, wall, (from, noise_key), &hello) {
-                Ok(answer) => {
-                    self.has_news = true;
-                    if let Some(gateway) = self.gateways.gateway_of(wall, from) {
-                        debug!(gateway.id = %gateway, "a gateway is on the mesh");
-                    }
-                    answer.into_iter().for_each(|answer| self.tell(answer));
-                }
-                Err(refusal) => debug!(?refusal, "a node's hello is not believed"),
-            }
-            return;
-        }
-        let Some(gateway) = self.gateways.gateway_of(wall, from) else {
-            return debug!("a node that has shown no certificate was not listened to");
-        };
-        match exchange {
-            Exchange::Envelope(bytes) => {
-                // Who hears no answer sends it again.
-                if self.outlets.inbox.try_send(bytes).is_err() {
-                    debug!("an envelope found no room");
-                }
-            }
-            Exchange::Roster(bytes) => {
-                let number = SignedRoster::decode(&bytes).map(|roster| roster.number());
-                // Radio range is no local network: names lead here only where the gateway is
-                // trusted by its id.
-                let heard = HeardRoster { bytes, is_nearby: false };
-                if let (Ok(number), Ok(())) = (number, self.outlets.rosters.try_send(heard)) {
-                    self.gateways.passed_up(gateway, number);
-                }
-            }
-            Exchange::Wanted(number) => self.gateways.wanted(from, number),
-            Exchange::Hello(_) => {}
-        }
-    }
-
-    /// The phone of a name; `None` for nodes and for peers of other gateways.
-    fn phone(&self, id: MeshId) -> Option<PeerId> {
-        let peer = self.node.peers().find(|peer| peer.id == id)?;
-        (!peer.is_gateway && !peer.is_hosted).then(|| PeerId::phone(id.0))
-    }
-
-    fn say(&mut self, said: FromPhone) {
-        if self.spoken.len() < SPOKEN {
-            self.spoken.push_back(said);
-            return;
-        }
-        warn!("phones say more than is taken; something is left out");
-        if let FromPhone::Private { to, from, message_id, .. } = said
-            && let (Some(to), Some(from)) = (self.hosted.mesh_id(&to), MeshId::parse(from.as_str()))
-        {
-            // It is taken when it comes again.
-            self.command(Command::Forget { to, from, message_id });
         }
     }
 
@@ -704,27 +367,6 @@ fn set<T: PartialEq>(place: &watch::Sender<Arc<T>>, value: T) {
     });
 }
 
-fn give(answer: Answer, result: Result<(), SendError>) {
-    // Whoever asked may have lost patience.
-    let _ = answer.send(result);
-}
-
-fn off_air(peer: &PeerId) -> SendError {
-    SendError::Failed(format!(
-        "{peer} is not on the air, so phones do not know it: set on_air, and see --max-peers"
-    ))
-}
-
-fn send_error(target: &str, reason: FailReason) -> SendError {
-    match reason {
-        FailReason::UnknownPeer | FailReason::NoLink => {
-            SendError::Unreachable { target: target.to_owned() }
-        }
-        FailReason::TooLarge { limit } => SendError::Failed(format!("at most {limit} bytes fit")),
-        other => SendError::Failed(other.to_string()),
-    }
-}
-
 /// Waits for what happens first on any port; for ever if there is none.
 async fn next_event(ports: &mut [Port]) -> (usize, PortEvent) {
     if ports.is_empty() {
@@ -735,12 +377,6 @@ async fn next_event(ports: &mut [Port]) -> (usize, PortEvent) {
     select_all(next).await.0
 }
 
-/// Contents under way to one node at once: the core takes eight of one gateway.
-const AT_ONCE: usize = 6;
-/// Gateways that one broadcast is told to.
-const MOST_HEARERS: usize = 32;
-/// What phones have said that waits besides the channel.
-const SPOKEN: usize = 1024;
 /// How long a farewell may take.
 const FAREWELL: Duration = Duration::from_millis(300);
 const LAST_FRAMES: Duration = Duration::from_millis(50);
