@@ -206,7 +206,11 @@ fn roster(key: &SigningKey, number: u64, peers: &[&str]) -> Roster {
     }
 }
 
-fn certificate(key: &SigningKey, node: [u8; 32], purpose: NodePurpose) -> SignedCertificate {
+pub(super) fn certificate(
+    key: &SigningKey,
+    node: [u8; 32],
+    purpose: NodePurpose,
+) -> SignedCertificate {
     let now = clock();
     let certificate = Certificate {
         gateway: gateway(key),
@@ -218,16 +222,16 @@ fn certificate(key: &SigningKey, node: [u8; 32], purpose: NodePurpose) -> Signed
     certificate.sign(key).unwrap()
 }
 
-fn gateway(key: &SigningKey) -> GatewayId {
+pub(super) fn gateway(key: &SigningKey) -> GatewayId {
     key.verifying_key().into()
 }
 
-fn key(seed: u8) -> SigningKey {
+pub(super) fn key(seed: u8) -> SigningKey {
     SigningKey::from_bytes(&[seed; 32])
 }
 
 /// The same time for all, which goes on.
-fn clock() -> Timestamp {
+pub(super) fn clock() -> Timestamp {
     static START: LazyLock<tokio::time::Instant> = LazyLock::new(tokio::time::Instant::now);
     let elapsed = u64::try_from(START.elapsed().as_millis()).unwrap();
     Timestamp::try_from(1_790_000_000_000 + elapsed).unwrap()

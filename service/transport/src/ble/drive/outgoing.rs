@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, VecDeque};
 use fieldpost_bitchat::{Command, FailReason, MeshId, payload::exchange::Exchange};
 use fieldpost_envelope::{Envelope, GatewayId, PeerId};
 use tokio::sync::OwnedSemaphorePermit;
+use tracing::debug;
 use uuid::Uuid;
 
 use super::{Answer, Driver, Request};
@@ -22,6 +23,8 @@ use crate::{
 pub(super) struct Way {
     under_way: usize,
     waiting: VecDeque<Load>,
+    /// What fails at once makes place for the next without a call inside the call.
+    is_advancing: bool,
 }
 
 /// Something on its way to a node.
@@ -87,6 +90,11 @@ impl Driver {
             |load: &Load| matches!(load, Load::Envelope { digest: other, .. } if *other == digest);
         let is_waiting = self.ways.get(&id).is_some_and(|way| way.waiting.iter().any(is_same));
         let is_under_way = self.under_way.values().any(|(to, load)| *to == id && is_same(load));
+        let has_room = room.is_some()
+            || self.ways.get(&id).is_none_or(|way| way.waiting.len() < BROADCASTS_WAITING);
+        if !has_room {
+            return debug!("a broadcast is left out: too many wait for a node already");
+        }
         if is_waiting || is_under_way {
             // It is asked for again since nobody has answered yet; a second copy would be slower.
             if let Some(answer) = answer {
@@ -158,10 +166,13 @@ impl Driver {
 
     /// Lets go to a node what may.
     fn advance(&mut self, id: MeshId) {
+        let Some(way) = self.ways.get_mut(&id).filter(|way| !way.is_advancing) else { return };
+        way.is_advancing = true;
         loop {
             let Some(way) = self.ways.get_mut(&id) else { return };
             let may = way.under_way < AT_ONCE;
             let Some(load) = may.then(|| way.waiting.pop_front()).flatten() else {
+                way.is_advancing = false;
                 if way.under_way == 0 && way.waiting.is_empty() {
                     self.ways.remove(&id);
                 }
@@ -199,7 +210,8 @@ impl Driver {
         let is_same = |load: &Load| {
             matches!((load, &content), (Load::Own(Content::Hello(_)), Content::Hello(_)))
         };
-        if !self.under_way.values().any(|(to, load)| *to == id && is_same(load)) {
+        let is_waiting = self.ways.get(&id).is_some_and(|way| way.waiting.iter().any(is_same));
+        if !is_waiting && !self.under_way.values().any(|(to, load)| *to == id && is_same(load)) {
             self.enqueue(id, Load::Own(content));
         }
     }
@@ -230,3 +242,72 @@ fn send_error(target: &str, reason: FailReason) -> SendError {
 const AT_ONCE: usize = 6;
 /// Gateways that one broadcast is told to.
 const MOST_HEARERS: usize = 32;
+/// Broadcasts that wait for one node. They are never repeated, so a slow node misses further ones.
+const BROADCASTS_WAITING: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use fieldpost_bitchat::{Identity, Limits, Node};
+    use fieldpost_envelope::NodePurpose;
+    use rand::{SeedableRng, rngs::StdRng};
+    use tokio::sync::{mpsc, watch};
+
+    use super::*;
+    use crate::ble::{
+        drive::Outlets,
+        gateways::Gateways,
+        tests::{certificate, clock, gateway, key},
+    };
+
+    #[tokio::test]
+    async fn a_crowd_that_waits_for_a_node_that_is_gone_ends_without_calls_inside_calls() {
+        let mut driver = driver();
+        let gone = MeshId([7; 8]);
+        let envelope = |answer| Load::Envelope {
+            bytes: vec![1],
+            digest: [0; 32],
+            answer: Some(answer),
+            _room: None,
+        };
+        let mut answers = Vec::new();
+        for _ in 0..20_000 {
+            let (answer, answered) = tokio::sync::oneshot::channel();
+            driver.ways.entry(gone).or_default().waiting.push_back(envelope(answer));
+            answers.push(answered);
+        }
+        driver.advance(gone);
+        for answered in answers {
+            assert!(matches!(answered.await, Ok(Err(SendError::Unreachable { .. }))));
+        }
+        assert!(driver.ways.is_empty() && driver.under_way.is_empty());
+    }
+
+    #[tokio::test]
+    async fn broadcasts_that_a_node_is_too_slow_for_are_left_out() {
+        let mut driver = driver();
+        let slow = MeshId([7; 8]);
+        driver.ways.entry(slow).or_default().under_way = AT_ONCE;
+        for number in 0..100 {
+            driver.send_envelope(slow, vec![1; 1000], [number; 32], None, None);
+        }
+        assert_eq!(driver.ways[&slow].waiting.len(), BROADCASTS_WAITING);
+    }
+
+    fn driver() -> Driver {
+        let identity = Identity::from_keys(&[1; 32], &[1; 32]);
+        let certificate = certificate(&key(1), *identity.noise_public(), NodePurpose::BitChat);
+        let rng = StdRng::seed_from_u64(1);
+        let node = Node::new(rng, Limits::default(), identity, "one".to_owned());
+        let gateways = Gateways::new(gateway(&key(1)), certificate);
+        let outlets = Outlets {
+            inbox: mpsc::channel(1).0,
+            rosters: mpsc::channel(1).0,
+            spoken: mpsc::channel(1).0,
+            reach: watch::channel(Arc::default()).0,
+            present: watch::channel(Arc::default()).0,
+        };
+        Driver::new(node, gateways, Arc::default(), outlets, Arc::new(clock))
+    }
+}
