@@ -4,7 +4,7 @@ mod packets;
 mod upkeep;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     hash::{BuildHasher, RandomState},
     net::SocketAddr,
     sync::{Arc, Mutex},
@@ -73,8 +73,8 @@ pub(super) struct Handed {
 
 #[derive(Default)]
 struct HandedState {
-    /// By a keyed hash of the bytes; bounded by what the receiver has unsettled.
-    waiting: HashMap<u64, Vec<TransferId>>,
+    /// Each with a keyed hash of its bytes, the oldest first.
+    waiting: VecDeque<(u64, TransferId)>,
     taken: Vec<TransferId>,
 }
 
@@ -83,8 +83,16 @@ impl Handed {
     pub(super) fn taken(&self, message: &[u8]) {
         let hash = self.hasher.hash_one(message);
         let mut state = lock(&self.state);
-        if let Some(transfers) = state.waiting.remove(&hash) {
-            state.taken.extend(transfers);
+        let HandedState { waiting, taken } = &mut *state;
+        // Several, where the same bytes came in several transfers.
+        waiting.retain(|(other, transfer)| {
+            let is_it = *other == hash;
+            if is_it {
+                taken.push(*transfer);
+            }
+            !is_it
+        });
+        if !taken.is_empty() {
             self.changed.notify_one();
         }
     }
@@ -93,10 +101,10 @@ impl Handed {
         let hash = self.hasher.hash_one(message);
         let mut state = lock(&self.state);
         if state.waiting.len() >= MOST_HANDED {
-            // Those that were never settled; their senders send them again.
-            state.waiting.clear();
+            // It was never settled; its sender sends it again.
+            state.waiting.pop_front();
         }
-        state.waiting.entry(hash).or_default().push(transfer);
+        state.waiting.push_back((hash, transfer));
     }
 
     fn take(&self) -> Vec<TransferId> {
@@ -303,12 +311,9 @@ impl Node {
             Command::Forward { first, packet, answer } => {
                 let is_known =
                     self.routes.active().is_some_and(|active| active.relay(&first).is_some());
-                let result = if first == self.keys.id() {
-                    self.own_packets.push_back(packet);
-                    Ok(())
-                } else if !is_known {
+                let result = if first != self.keys.id() && !is_known {
                     Err(ForwardError::UnknownRelay(first))
-                } else if self.links.send(now, first, packet) {
+                } else if self.pass(now, first, packet) {
                     Ok(())
                 } else {
                     Err(ForwardError::Busy(first))
@@ -416,6 +421,28 @@ fn now() -> Instant {
 
 /// Packets that are worked on before others have their turn.
 const BATCH: usize = 32;
-const MOST_HANDED: usize = 4_096;
+/// Twice what the receiver has unsettled at most.
+const MOST_HANDED: usize = 512;
 const TICK: Duration = Duration::from_millis(500);
 const LEAST_TICK: Duration = Duration::from_millis(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_that_come_again_and_again_and_are_not_taken_are_held_within_bounds() {
+        let handed = Handed::default();
+        for number in 0..10_000_u32 {
+            let mut id = [0; 16];
+            id[..4].copy_from_slice(&number.to_be_bytes());
+            handed.hand(TransferId(id), b"the same");
+        }
+        assert_eq!(lock(&handed.state).waiting.len(), MOST_HANDED);
+        handed.taken(b"another");
+        assert!(handed.take().is_empty());
+        handed.taken(b"the same");
+        assert_eq!(handed.take().len(), MOST_HANDED, "all its transfers are answered");
+        assert!(lock(&handed.state).waiting.is_empty());
+    }
+}

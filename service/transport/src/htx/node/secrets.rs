@@ -9,7 +9,7 @@
 //! without a log is one whose replays nobody can tell: it is not used again.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
@@ -59,13 +59,15 @@ impl Secrets {
     pub(super) fn restore(&mut self, most: usize) -> Vec<(Epoch, EpochSecret, ReplayCache)> {
         let Some(folder) = self.folder.clone() else { return Vec::new() };
         let names = fs::read_dir(&folder).into_iter().flatten().flatten();
-        let epochs = names.filter_map(|entry| {
-            let path = entry.path();
-            (path.extension()? == "secret").then_some(())?;
-            path.file_stem()?.to_str()?.parse::<Epoch>().ok()
-        });
+        let epochs: BTreeSet<Epoch> =
+            names.filter_map(|entry| entry.path().file_stem()?.to_str()?.parse().ok()).collect();
         let mut restored = Vec::new();
-        for epoch in epochs.collect::<Vec<_>>() {
+        for epoch in epochs {
+            if !secret_path(&folder, epoch).exists() {
+                // Whoever wrote them was killed before the secret was whole, or while it was erased.
+                self.erase(epoch);
+                continue;
+            }
             match self.restore_one(&folder, epoch, most) {
                 Ok((secret, cache)) => restored.push((epoch, secret, cache)),
                 Err(error) => {
@@ -124,7 +126,7 @@ impl Secrets {
             bytes.extend_from_slice(secret.sphinx.as_bytes());
             bytes.extend_from_slice(secret.sealing.as_bytes());
             bytes.extend_from_slice(replay_key.as_ref());
-            let unfinished = folder.join(format!("{epoch}.new"));
+            let unfinished = unfinished_path(folder, epoch);
             let mut file = private().create(true).truncate(true).open(&unfinished)?;
             file.write_all(&bytes)?;
             fs::rename(unfinished, secret_path(folder, epoch))?;
@@ -149,13 +151,15 @@ impl Secrets {
     pub(super) fn erase(&mut self, epoch: Epoch) {
         self.epochs.remove(&epoch);
         let Some(folder) = &self.folder else { return };
-        let path = secret_path(folder, epoch);
-        // On a tmpfs this is all there is to it; on a disk, an older copy may remain.
-        if let Ok(mut file) = private().open(&path) {
-            let wiped = file.write_all(&[0; SECRET_LEN]).and_then(|()| file.sync_data());
-            wiped.unwrap_or_default();
+        let secrets = [unfinished_path(folder, epoch), secret_path(folder, epoch)];
+        for path in &secrets {
+            // On a tmpfs this is all there is to it; on a disk, an older copy may remain.
+            if let Ok(mut file) = private().open(path) {
+                let wiped = file.write_all(&[0; SECRET_LEN]).and_then(|()| file.sync_data());
+                wiped.unwrap_or_default();
+            }
         }
-        for path in [path, log_path(folder, epoch)] {
+        for path in secrets.into_iter().chain([log_path(folder, epoch)]) {
             if let Err(error) = fs::remove_file(&path)
                 && error.kind() != io::ErrorKind::NotFound
             {
@@ -173,6 +177,11 @@ fn private() -> OpenOptions {
 
 fn secret_path(folder: &Path, epoch: Epoch) -> PathBuf {
     folder.join(format!("{epoch}.secret"))
+}
+
+/// Where a secret is written before it is whole.
+fn unfinished_path(folder: &Path, epoch: Epoch) -> PathBuf {
+    folder.join(format!("{epoch}.new"))
 }
 
 fn log_path(folder: &Path, epoch: Epoch) -> PathBuf {
@@ -231,6 +240,20 @@ mod tests {
             assert!(secrets.restore(1000).is_empty());
             assert!(!secret_path(&own, 5).exists());
         }
+    }
+
+    #[test]
+    fn what_a_killed_process_left_half_written_or_half_erased_is_gone_after_the_next_start() {
+        let folder = Folder::new("left");
+        let mut rng = StdRng::seed_from_u64(3);
+        let mut secrets = Secrets::open(Some(&folder.0), NODE).unwrap();
+        secrets.keep(5, &EpochSecret::generate(&mut rng), &mut rng).unwrap();
+        let own = secrets.folder.clone().unwrap();
+        fs::rename(secret_path(&own, 5), unfinished_path(&own, 5)).unwrap();
+        fs::write(log_path(&own, 6), b"a log").unwrap();
+        assert!(secrets.restore(1000).is_empty());
+        let left: Vec<_> = fs::read_dir(&own).unwrap().map(|it| it.unwrap().file_name()).collect();
+        assert_eq!(left, ["lock"]);
     }
 
     const NODE: RelayId = RelayId([3; 32]);

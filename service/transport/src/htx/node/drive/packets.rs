@@ -66,7 +66,9 @@ impl Node {
         for action in actions {
             match action {
                 relay::Action::Log { .. } => {}
-                relay::Action::Forward { to, packet } => self.pass(now, to, packet),
+                relay::Action::Forward { to, packet } => {
+                    self.pass(now, to, packet);
+                }
                 relay::Action::Deliver(packet) => {
                     self.receive_actions(now, receiver::Event::Packet(packet));
                 }
@@ -89,7 +91,9 @@ impl Node {
                         Err(_) => tracing::debug!("the gateway does not keep up with what came"),
                     }
                 }
-                receiver::Action::Transmit { to, packet } => self.pass(now, to, packet),
+                receiver::Action::Transmit { to, packet } => {
+                    self.pass(now, to, packet);
+                }
             }
         }
     }
@@ -99,7 +103,9 @@ impl Node {
         let mut failed = Vec::new();
         for action in actions {
             match action {
-                sender::Action::Transmit { to, packet } => self.pass(now, to, packet),
+                sender::Action::Transmit { to, packet } => {
+                    self.pass(now, to, packet);
+                }
                 sender::Action::NoRoute(_) => self.slot_at = now + ROUTELESS_PAUSE,
                 sender::Action::Committed(_) => self.figures.messages_committed += 1,
                 sender::Action::Failed { send, reason } => {
@@ -176,16 +182,20 @@ impl Node {
         }
     }
 
-    fn pass(&mut self, now: Instant, to: RelayId, packet: Packet) {
-        if to == self.keys.id() {
-            if self.own_packets.len() < OWN_PACKETS {
-                self.own_packets.push_back(packet);
-            } else {
-                self.figures.packets_dropped += 1;
-            }
-        } else if !self.links.send(now, to, packet) {
+    /// Sends a packet on, or drops it and says so.
+    pub(super) fn pass(&mut self, now: Instant, to: RelayId, packet: Packet) -> bool {
+        let is_passed = if to != self.keys.id() {
+            self.links.send(now, to, packet)
+        } else if self.own_packets.len() < OWN_PACKETS {
+            self.own_packets.push_back(packet);
+            true
+        } else {
+            false
+        };
+        if !is_passed {
             self.figures.packets_dropped += 1;
         }
+        is_passed
     }
 }
 
