@@ -125,6 +125,7 @@ async fn take(
                 name,
                 from,
                 id,
+                named: None,
                 digest: digest(&[b"public", id.as_bytes()]),
                 sent_at: Time::from(sent_at).min(now),
                 content,
@@ -148,7 +149,7 @@ async fn take(
             ]);
             let id = Uuid::new_v5(&NAMESPACE, &digest);
             let content = file_content(file);
-            let arrival = Arrival { name, from, id, digest, sent_at: now, content };
+            let arrival = Arrival { name, from, id, digest, named: None, sent_at: now, content };
             match to {
                 Some(to) => arrival.store(gateway, to, false).await.map(drop),
                 None => {
@@ -182,9 +183,9 @@ async fn private(
     ]);
     let id =
         message.message_id.parse::<Uuid>().unwrap_or_else(|_| Uuid::new_v5(&NAMESPACE, &digest));
-    gateway.store.note_phone_message(now, &digest, message).await?;
     let content = text_content(text);
-    let arrival = Arrival { name, from: from.clone(), id, digest, sent_at: now, content };
+    let named = Some(message);
+    let arrival = Arrival { name, from: from.clone(), id, digest, named, sent_at: now, content };
     let taken = arrival.store(gateway, message.peer.clone(), false).await?;
     // What was confirmed before is said again.
     gateway.wake_outbox.notify_one();
@@ -214,16 +215,18 @@ async fn listeners(gateway: &Gateway, from: &PeerId) -> sqlx::Result<Vec<PeerId>
 }
 
 /// Something of a phone's that has come.
-struct Arrival {
+struct Arrival<'m> {
     name: &'static str,
     from: PeerId,
     id: Uuid,
     digest: [u8; 32],
+    /// What the phone calls it, if it is to be acknowledged.
+    named: Option<&'m PhoneMessage>,
     sent_at: Time,
     content: Content,
 }
 
-impl Arrival {
+impl Arrival<'_> {
     /// Stores it for one peer, if there is room; whether it is there.
     async fn store(&self, gateway: &Gateway, to: PeerId, is_public: bool) -> sqlx::Result<bool> {
         let now = gateway.clock.now();
@@ -258,7 +261,7 @@ impl Arrival {
             tracing::debug!(%full, "a phone's message found no room");
             return Ok(false);
         }
-        let received = take_in(gateway, &inbound).await;
+        let received = self.name_and_take_in(gateway, &inbound).await;
         if !matches!(received, Ok(Received::Stored { .. })) {
             gateway.quotas.release(&name, &sender, 1, size);
         }
@@ -274,6 +277,20 @@ impl Arrival {
                 Ok(false)
             }
         }
+    }
+
+    /// Only what has room is named, so that a phone that floods fills no table. The name is there first:
+    /// without it the message would never be acknowledged.
+    async fn name_and_take_in(
+        &self,
+        gateway: &Gateway,
+        inbound: &Arc<Inbound>,
+    ) -> sqlx::Result<Received> {
+        if let Some(message) = self.named {
+            let now = gateway.clock.now();
+            gateway.store.note_phone_message(now, &self.digest, message).await?;
+        }
+        take_in(gateway, inbound).await
     }
 }
 
