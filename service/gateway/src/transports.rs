@@ -9,15 +9,16 @@ mod htx;
 mod late;
 mod mesh;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use fieldpost_envelope::{Certificate, NodePurpose, SignedCertificate};
 use fieldpost_transport::{BleTransport, HtxTransport, MeshTransport, Transport};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 pub use self::late::LateTransport;
-use crate::{Gateway, config::Config};
+use crate::{Gateway, config::Config, store::NODE_KEY_LEASE};
 
 /// The transports that this build has, in the order of their default.
 pub const BUILT: [&str; 3] = [BLE, HTX, MESH];
@@ -25,6 +26,9 @@ pub const BUILT: [&str; 3] = [BLE, HTX, MESH];
 const BLE: &str = "ble";
 const HTX: &str = "htx";
 const MESH: &str = "mesh";
+/// Between two attempts to start, at first and at last.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How long a certificate holds.
 const CERTIFICATE_LIFETIME: TimeDelta = TimeDelta::hours(24);
 /// Other gateways' clocks may be behind ours.
@@ -58,6 +62,74 @@ pub async fn keep(
         BLE => ble::keep(gateway, late, alone, stop).await,
         MESH => mesh::keep(gateway, late, alone, stop).await,
         other => unreachable!("the options were validated: {other}"),
+    }
+}
+
+/// Tries to start a transport until it starts, at last every `longest`. Each reason why it does not is
+/// told once.
+async fn until_started<T, F: Future<Output = Result<T, String>>>(
+    gateway: &Gateway,
+    name: &'static str,
+    longest: Duration,
+    attempt: impl Fn() -> F,
+) -> T {
+    let mut pause = FIRST_PAUSE;
+    let mut said = String::new();
+    loop {
+        gateway.readiness.until_ready().await;
+        match attempt().await {
+            Ok(started) => return started,
+            Err(error) if error == said => tracing::debug!(transport.name = name, "{error}"),
+            Err(error) => {
+                tracing::warn!(transport.name = name, "{error}; trying again");
+                said = error;
+            }
+        }
+        sleep(pause).await;
+        pause = (2 * pause).min(longest);
+    }
+}
+
+/// Renews the lease on the node key for `name`, and at half the `lifetime` of a certificate what
+/// `certify` shows, for ever.
+async fn renew<F: Future<Output = Result<(), String>>>(
+    gateway: &Gateway,
+    name: &'static str,
+    lifetime: TimeDelta,
+    certify: impl Fn(DateTime<Utc>) -> F,
+) {
+    let mut certified_at = gateway.clock.now();
+    loop {
+        sleep(NODE_KEY_LEASE / 3).await;
+        let now = gateway.clock.now();
+        match gateway.store.renew_node_key(now, name, gateway.replica).await {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!(
+                transport.name = name,
+                "another replica took over this one's node key while the database was away; \
+                 restart this one"
+            ),
+            Err(error) => tracing::debug!(%error, "the lease on the node key was not renewed"),
+        }
+        if now - certified_at < lifetime / 2 {
+            continue;
+        }
+        match certify(now).await {
+            Ok(()) => certified_at = now,
+            Err(error) => tracing::warn!(
+                transport.name = name,
+                error,
+                "the node's certificate was not renewed"
+            ),
+        }
+    }
+}
+
+/// Gives up the node key for `name`, so that the next process has it at once.
+async fn let_go(gateway: &Gateway, name: &str) {
+    let now = gateway.clock.now();
+    if let Err(error) = gateway.store.release_node_key(now, name, gateway.replica).await {
+        tracing::debug!(%error, "the node key is held until its lease ends");
     }
 }
 

@@ -23,7 +23,8 @@ const FORGOTTEN_AFTER: TimeDelta = TimeDelta::days(7);
 const KEY_PURPOSE: &str = "node key";
 
 impl Store {
-    /// The node key of this replica for `purpose`: one that nobody holds, or a new one.
+    /// The node key of this replica for `purpose`: the one that it holds, one that nobody holds, or a new
+    /// one.
     ///
     /// `alone` says that there can be no other replica, so that the key of a process that was
     /// killed is taken over at once.
@@ -46,14 +47,15 @@ impl Store {
         let free = sqlx::query!(
             r#"
             select node, sealed_seed from node_key
-            where purpose = $1 and (held_until <= $2 or $3)
-            order by created_at
+            where purpose = $1 and (held_by = $4 or held_until <= $2 or $3)
+            order by held_by = $4 desc, created_at
             limit 1
             for update skip locked
             "#,
             purpose,
             now,
             alone,
+            replica,
         )
         .fetch_optional(&mut *transaction)
         .await?;

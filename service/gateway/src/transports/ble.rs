@@ -1,7 +1,7 @@
 //! The `ble` transport of a replica: its node's keys, its radios, the peers that it speaks for, and
 //! the phones that it hears.
 
-use std::{fmt::Display, sync::Arc, time::Duration};
+use std::{fmt::Display, future::ready, sync::Arc, time::Duration};
 
 use fieldpost_envelope::NodePurpose;
 use fieldpost_transport::{
@@ -10,21 +10,15 @@ use fieldpost_transport::{
 };
 use hkdf::Hkdf;
 use sha2::Sha256;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
-use super::{BLE, CERTIFICATE_LIFETIME, LateTransport, certify};
-use crate::{
-    Gateway,
-    config::BleRadio,
-    phones,
-    store::{NODE_KEY_LEASE, phones::AIR_LEASE},
+use super::{
+    BLE, CERTIFICATE_LIFETIME, LONGEST_PAUSE, LateTransport, certify, let_go, renew, until_started,
 };
+use crate::{Gateway, config::BleRadio, phones, store::phones::AIR_LEASE};
 
-/// Between two attempts to start, at first and at last.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How often it is looked who is on the air though nobody said that this has changed.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Phones whose pinned keys are taken along: as many as the node remembers, less some for newcomers.
@@ -39,42 +33,28 @@ pub(super) async fn keep(
     alone: bool,
     stop: CancellationToken,
 ) {
-    let ble = stop.run_until_cancelled(start(&gateway, alone)).await;
+    let start = until_started(&gateway, BLE, LONGEST_PAUSE, || start(&gateway, alone));
+    let ble = stop.run_until_cancelled(start).await;
     let Some(ble) = ble else { return };
     tokio::select! {
         () = stop.cancelled() => {}
         () = late.run(ble.clone()) => {}
-        () = renew(&gateway, &ble) => {}
+        () = renew(&gateway, BLE, CERTIFICATE_LIFETIME, |now| {
+            let certified = certify(&gateway, NodePurpose::BitChat, ble.noise_key(), now);
+            ready(certified.map(|certificate| ble.renew(certificate)))
+        }) => {}
         () = host(&gateway, &ble, alone) => {}
         () = phones::listen(&gateway, &ble, BLE) => {}
         () = phones::note(&gateway, &ble) => {}
     }
     stop.cancelled().await;
-    let now = gateway.clock.now();
-    if let Err(error) = gateway.store.release_node_key(now, BLE, gateway.replica).await {
-        tracing::debug!(%error, "the node key is held until its lease ends");
-    }
+    let_go(&gateway, BLE).await;
     if let Err(error) = gateway.store.release_air_identities(gateway.replica).await {
         tracing::debug!(%error, "the peers' keys are held until their lease ends");
     }
 }
 
-async fn start(gateway: &Gateway, alone: bool) -> Arc<BleTransport> {
-    let mut pause = FIRST_PAUSE;
-    loop {
-        gateway.readiness.until_ready().await;
-        match try_start(gateway, alone).await {
-            Ok(ble) => return ble,
-            Err(error) => {
-                tracing::warn!(transport.name = BLE, "{error}; trying again");
-            }
-        }
-        sleep(pause).await;
-        pause = (2 * pause).min(LONGEST_PAUSE);
-    }
-}
-
-async fn try_start(gateway: &Gateway, alone: bool) -> Result<Arc<BleTransport>, String> {
+async fn start(gateway: &Gateway, alone: bool) -> Result<Arc<BleTransport>, String> {
     let says = |error: &dyn Display| format!("the transport ble does not start: {error}");
     let now = gateway.clock.now();
     let store = &gateway.store;
@@ -184,31 +164,4 @@ fn hosted(held: crate::store::phones::AirIdentity) -> HostedPeer {
         .filter(|name| !name.trim().is_empty())
         .unwrap_or_else(|| held.peer.to_string());
     HostedPeer { identity: identity(&held.seed), peer: held.peer, nickname }
-}
-
-/// Renews the lease on the node key, and now and then the certificate, for ever.
-async fn renew(gateway: &Gateway, ble: &BleTransport) {
-    let mut certified_at = gateway.clock.now();
-    loop {
-        sleep(NODE_KEY_LEASE / 3).await;
-        let now = gateway.clock.now();
-        match gateway.store.renew_node_key(now, BLE, gateway.replica).await {
-            Ok(true) => {}
-            Ok(false) => tracing::warn!(
-                "another replica took over this one's node key while the database was away; \
-                 restart this one"
-            ),
-            Err(error) => tracing::debug!(%error, "the lease on the node key was not renewed"),
-        }
-        if now - certified_at < CERTIFICATE_LIFETIME / 2 {
-            continue;
-        }
-        match certify(gateway, NodePurpose::BitChat, ble.noise_key(), now) {
-            Ok(certificate) => {
-                ble.renew(certificate);
-                certified_at = now;
-            }
-            Err(error) => tracing::warn!(%error, "the node's certificate was not renewed"),
-        }
-    }
 }

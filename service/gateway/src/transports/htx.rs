@@ -22,18 +22,16 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::{task::spawn_blocking, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::{HTX, LateTransport};
+use super::{HTX, LateTransport, let_go, renew, until_started};
 use crate::{
     Gateway,
     config::{Admitted, HtxConfig},
     directory::{self, Documents, Folder, LOOK_AGAIN, Outcome, Round},
     embedded,
-    store::NODE_KEY_LEASE,
     telemetry::metrics as names,
 };
 
-/// Between two attempts to start, at first and at last.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest time between two attempts to start: a folder may be long in coming.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Between two attempts to keep documents in a database that is away.
 const KEEP_PAUSE: Duration = Duration::from_secs(60);
@@ -52,26 +50,27 @@ pub(super) async fn keep(
     alone: bool,
     stop: CancellationToken,
 ) {
-    if let Some(path) = gateway.config.htx.directory.clone()
-        && let Some(node) = stop.run_until_cancelled(start(&gateway, path, alone)).await
-    {
+    let Some(path) = gateway.config.htx.directory.clone() else { return stop.cancelled().await };
+    let start = until_started(&gateway, HTX, LONGEST_PAUSE, || async {
+        let started = start(&gateway, &path, alone).await;
+        started.inspect_err(|error| gateway.mixnet.is_delayed(error.clone()))
+    });
+    if let Some(node) = stop.run_until_cancelled(start).await {
         let Node { htx, key, folder, cache } = node;
         gateway.mixnet.runs(htx.clone(), folder.authority().clock());
         tokio::select! {
             () = stop.cancelled() => {}
             () = late.run(htx.clone()) => {}
-            () = renew(&gateway, &htx, &key) => {}
+            () = renew(&gateway, HTX, CERTIFICATE_LIFETIME, |_| async {
+                let certified = htx.certify(certify(&gateway, &key)?).await;
+                certified.map_err(|_| "the node has shut".to_owned())
+            }) => {}
             () = keep_documents(&gateway, &htx, &folder, &cache) => {}
             () = exchange(&gateway, &htx, &folder) => {}
             () = count(&htx) => {}
         }
         stop.cancelled().await;
-        let now = gateway.clock.now();
-        if let Err(error) = gateway.store.release_node_key(now, HTX, gateway.replica).await {
-            tracing::debug!(%error, "the node key is held until its lease ends");
-        }
-    } else {
-        stop.cancelled().await;
+        let_go(&gateway, HTX).await;
     }
 }
 
@@ -83,34 +82,7 @@ struct Node {
     cache: Documents,
 }
 
-async fn start(gateway: &Gateway, path: PathBuf, alone: bool) -> Node {
-    let mut pause = FIRST_PAUSE;
-    let (mut said, mut key) = (String::new(), None);
-    loop {
-        gateway.readiness.until_ready().await;
-        match try_start(gateway, &path, alone, &mut key).await {
-            Ok(node) => return node,
-            Err(error) => {
-                // Once for each reason: a folder may be long in coming.
-                if error != said {
-                    tracing::warn!(transport.name = HTX, "{error}");
-                    gateway.mixnet.is_delayed(error.clone());
-                    said = error;
-                }
-            }
-        }
-        sleep(pause).await;
-        pause = (2 * pause).min(LONGEST_PAUSE);
-    }
-}
-
-/// `held` is the node key, once there is one: each attempt that asked anew would get another.
-async fn try_start(
-    gateway: &Gateway,
-    path: &Path,
-    alone: bool,
-    held: &mut Option<SigningKey>,
-) -> Result<Node, String> {
+async fn start(gateway: &Gateway, path: &Path, alone: bool) -> Result<Node, String> {
     let says = |error: &dyn Display| format!("the transport htx does not start: {error:#}");
     let folder = Folder::open(path).map_err(|error| says(&format!("{error:#}")))?;
     // A key that is none is found out before the node runs.
@@ -128,15 +100,11 @@ async fn try_start(
         ));
     }
     let options = options(gateway, &folder, &documents).map_err(|error| says(&error))?;
-    let key = match held {
-        Some(key) => key.clone(),
-        None => gateway
-            .store
-            .hold_node_key(now, HTX, gateway.replica, alone)
-            .await
-            .map_err(|error| says(&error))?,
-    };
-    *held = Some(key.clone());
+    let key = gateway
+        .store
+        .hold_node_key(now, HTX, gateway.replica, alone)
+        .await
+        .map_err(|error| says(&error))?;
     let certificate = certify(gateway, &key)?;
     let clock = gateway.clock.clone();
     let clock = Arc::new(move || clock.now().into());
@@ -249,34 +217,6 @@ fn cache_folder(gateway: &Gateway, network: [u8; 32]) -> anyhow::Result<PathBuf>
     Ok(data_dir.join("mixnet").join(name))
 }
 
-/// Renews the lease on the node key, and now and then the certificate, for ever.
-async fn renew(gateway: &Gateway, htx: &HtxTransport, key: &SigningKey) {
-    let mut certified_at = gateway.clock.now();
-    loop {
-        sleep(NODE_KEY_LEASE / 3).await;
-        let now = gateway.clock.now();
-        match gateway.store.renew_node_key(now, HTX, gateway.replica).await {
-            Ok(true) => {}
-            Ok(false) => tracing::warn!(
-                "another replica took over this one's node key while the database was away; \
-                 restart this one"
-            ),
-            Err(error) => tracing::debug!(%error, "the lease on the node key was not renewed"),
-        }
-        if now - certified_at < CERTIFICATE_LIFETIME / 2 {
-            continue;
-        }
-        match certify(gateway, key) {
-            Ok(certificate) => {
-                if htx.certify(certificate).await.is_ok() {
-                    certified_at = now;
-                }
-            }
-            Err(error) => tracing::warn!(error, "the node's certificate was not renewed"),
-        }
-    }
-}
-
 /// Shows the node's figures among the metrics, for ever.
 async fn count(htx: &HtxTransport) {
     loop {
@@ -347,7 +287,7 @@ async fn exchange(gateway: &Gateway, htx: &HtxTransport, folder: &Folder) {
         round
     });
     let mut descriptor = htx.descriptor();
-    let mut told = None;
+    let (mut told, mut complaint) = (None, None);
     loop {
         let own = descriptor.borrow_and_update().clone();
         if told.as_ref() != Some(&own) {
@@ -363,9 +303,12 @@ async fn exchange(gateway: &Gateway, htx: &HtxTransport, folder: &Folder) {
         let mut news = folder.documents().after(newest);
         if let Some(signing) = round.take() {
             let heard = htx.descriptors().borrow().clone();
-            let (signing, signed) =
-                sign(signing, gateway.clock.now().into(), believed, heard).await;
-            round = signing;
+            let signed = sign(signing, gateway.clock.now().into(), believed, heard).await;
+            let (signing, signed, problem) = signed;
+            if let Some(problem) = problem.as_ref().filter(|_| complaint != problem) {
+                tracing::warn!("no document was signed: {problem}");
+            }
+            (round, complaint) = (signing, problem);
             news.extend(signed);
         }
         for document in news {
@@ -377,13 +320,13 @@ async fn exchange(gateway: &Gateway, htx: &HtxTransport, folder: &Folder) {
     }
 }
 
-/// One step of a signer, off the threads that serve.
+/// One step of a signer, off the threads that serve: what it signed, or why it cannot.
 async fn sign(
     mut round: Round,
     now: Timestamp,
     believed: Arc<Vec<SignedDocument>>,
     heard: Arc<Vec<SignedDescriptor>>,
-) -> (Option<Round>, Vec<SignedDocument>) {
+) -> (Option<Round>, Vec<SignedDocument>, Option<String>) {
     let step = spawn_blocking(move || {
         let outcomes = round.step(now, &believed, &heard);
         (round, outcomes)
@@ -410,15 +353,12 @@ async fn sign(
                     Outcome::NoDescriptors => {}
                 }
             }
-            (Some(round), signed)
+            (Some(round), signed, None)
         }
-        Ok((round, Err(error))) => {
-            tracing::warn!("no document was signed: {error:#}");
-            (Some(round), Vec::new())
-        }
+        Ok((round, Err(error))) => (Some(round), Vec::new(), Some(format!("{error:#}"))),
         Err(error) => {
             tracing::error!(%error, "signing has ended");
-            (None, Vec::new())
+            (None, Vec::new(), None)
         }
     }
 }

@@ -1,18 +1,19 @@
 //! The `mesh` transport of a replica: its node key under a lease, its certificate, its options.
 
-use std::{collections::BTreeSet, fmt::Display, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt::Display, future::ready, sync::Arc, time::Duration};
 
 use fieldpost_envelope::NodePurpose;
 use fieldpost_transport::{MeshRefusal, MeshTransport};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::{CERTIFICATE_LIFETIME, LateTransport, MESH, certify};
-use crate::{Gateway, store::NODE_KEY_LEASE, telemetry::metrics as names};
+use super::{
+    CERTIFICATE_LIFETIME, LONGEST_PAUSE, LateTransport, MESH, certify, let_go, renew, until_started,
+};
+use crate::{Gateway, telemetry::metrics as names};
 
-/// Between two attempts to start, at first and at last.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Until a node is looked up again, after the database failed.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Between two looks at what the transport has counted.
 const COUNTED_EVERY: Duration = Duration::from_secs(2);
 
@@ -25,39 +26,25 @@ pub(super) async fn keep(
     alone: bool,
     stop: CancellationToken,
 ) {
-    let mesh = stop.run_until_cancelled(start(&gateway, alone)).await;
+    let start = until_started(&gateway, MESH, LONGEST_PAUSE, || start(&gateway, alone));
+    let mesh = stop.run_until_cancelled(start).await;
     if let Some(mesh) = mesh {
         tokio::select! {
             () = stop.cancelled() => {}
             () = late.run(mesh.clone()) => {}
-            () = renew(&gateway, &mesh) => {}
+            () = renew(&gateway, MESH, CERTIFICATE_LIFETIME, |now| {
+                let certified = certify(&gateway, NodePurpose::Mesh, mesh.node(), now);
+                ready(certified.map(|certificate| mesh.renew(certificate)))
+            }) => {}
             () = look_for_copies(&gateway, &mesh) => {}
             () = count(&mesh) => {}
         }
         stop.cancelled().await;
-        let now = gateway.clock.now();
-        if let Err(error) = gateway.store.release_node_key(now, MESH, gateway.replica).await {
-            tracing::debug!(%error, "the node key is held until its lease ends");
-        }
+        let_go(&gateway, MESH).await;
     }
 }
 
-async fn start(gateway: &Gateway, alone: bool) -> Arc<MeshTransport> {
-    let mut pause = FIRST_PAUSE;
-    loop {
-        gateway.readiness.until_ready().await;
-        match try_start(gateway, alone).await {
-            Ok(mesh) => return mesh,
-            Err(error) => {
-                tracing::warn!(transport.name = MESH, "{error}; trying again");
-            }
-        }
-        sleep(pause).await;
-        pause = (2 * pause).min(LONGEST_PAUSE);
-    }
-}
-
-async fn try_start(gateway: &Gateway, alone: bool) -> Result<Arc<MeshTransport>, String> {
+async fn start(gateway: &Gateway, alone: bool) -> Result<Arc<MeshTransport>, String> {
     let says = |error: &dyn Display| format!("the transport mesh does not start: {error}");
     let now = gateway.clock.now();
     let key = gateway
@@ -77,33 +64,6 @@ async fn try_start(gateway: &Gateway, alone: bool) -> Result<Arc<MeshTransport>,
         tracing::info!(mesh.address = %address, "other gateways reach this one by --bootstrap");
     }
     Ok(mesh)
-}
-
-/// Renews the lease on the node key, and now and then the certificate, for ever.
-async fn renew(gateway: &Gateway, mesh: &MeshTransport) {
-    let mut certified_at = gateway.clock.now();
-    loop {
-        sleep(NODE_KEY_LEASE / 3).await;
-        let now = gateway.clock.now();
-        match gateway.store.renew_node_key(now, MESH, gateway.replica).await {
-            Ok(true) => {}
-            Ok(false) => tracing::warn!(
-                "another replica took over this one's node key while the database was away; \
-                 restart this one"
-            ),
-            Err(error) => tracing::debug!(%error, "the lease on the node key was not renewed"),
-        }
-        if now - certified_at < CERTIFICATE_LIFETIME / 2 {
-            continue;
-        }
-        match certify(gateway, NodePurpose::Mesh, mesh.node(), now) {
-            Ok(certificate) => {
-                mesh.renew(certificate);
-                certified_at = now;
-            }
-            Err(error) => tracing::warn!(%error, "the node's certificate was not renewed"),
-        }
-    }
 }
 
 /// Says so, once for each, when nodes show certificates of this gateway that are none of its replicas:
@@ -136,7 +96,7 @@ async fn look_for_copies(gateway: &Gateway, mesh: &MeshTransport) {
                 return std::future::pending().await;
             }
         } else {
-            sleep(FIRST_PAUSE).await;
+            sleep(LOOK_AGAIN).await;
         }
     }
 }
