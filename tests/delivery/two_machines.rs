@@ -9,6 +9,7 @@ use harness::{
     load::{Load, Shape},
     namespace::{Cable, Namespace, available},
     seed, setting,
+    waiting::{becomes, confirm, next},
 };
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -167,40 +168,6 @@ async fn is_trusted(client: &Client) -> bool {
     let request = client.request(Method::GET, "/v1/gateways");
     let page: Value = client.call(request).await.expect("gateways are listed");
     page["gateways"].as_array().expect("a list").iter().any(|one| one["trusted"] == true)
-}
-
-/// The next message of a client's inbox, as it is shown.
-async fn next(client: &Client) -> Value {
-    let deadline = Instant::now() + PATIENCE;
-    while Instant::now() < deadline {
-        let request = client.request(Method::GET, "/v1/inbox?wait=20&limit=1");
-        let page: Value = client
-            .call(request.timeout(Duration::from_secs(40)))
-            .await
-            .expect("the inbox can be read");
-        if let Some(first) = page["messages"].get(0) {
-            return first.clone();
-        }
-    }
-    panic!("nothing came for {}", client.peer());
-}
-
-async fn confirm(client: &Client, shown: &Value, read: bool) {
-    let body = json!({ "message_ids": [shown["message_id"]], "read": read });
-    let request = client.request(Method::POST, "/v1/inbox/ack").json(&body);
-    client.call::<Value>(request).await.expect("it is confirmed");
-}
-
-async fn becomes(client: &Client, message: uuid::Uuid, status: &str) {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let record = client.record(message).await.expect("it is the sender's");
-        if record.status == status {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{message} stays {}: {record:?}", record.status);
-        sleep(Duration::from_millis(50)).await;
-    }
 }
 
 async fn upload(client: &Client, content: &[u8]) -> String {

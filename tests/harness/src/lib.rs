@@ -16,6 +16,7 @@ pub mod phone;
 pub mod postgres;
 pub mod process;
 mod spawn;
+pub mod waiting;
 
 pub use self::{
     client::{Client, Failure, Frame, Inbox, Socket},
