@@ -37,7 +37,7 @@ use tokio::{
 use self::drive::{Driver, Outlets, Request};
 pub use self::{
     phones::{FromPhone, HostedPeer, Phone, PhoneFile},
-    port::{NoRadio, OpenAir, OpenRadio, OpenStreams},
+    port::{OpenAir, OpenRadio, OpenStreams},
 };
 use crate::{Capabilities, HeardRoster, SendError, Status, Transport};
 

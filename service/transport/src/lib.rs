@@ -23,8 +23,8 @@ use tokio::sync::watch;
 
 pub use air::{AirCounters, AirRadio, AirServer, Position, Scenario, ScenarioError, Station};
 pub use ble::{
-    BleCounters, BleError, BleIdentity, BleOptions, BleTransport, FromPhone, HostedPeer, NoRadio,
-    OpenAir, OpenRadio, OpenStreams, Phone, PhoneFile, PhonePin,
+    BleCounters, BleError, BleIdentity, BleOptions, BleTransport, FromPhone, HostedPeer, OpenAir,
+    OpenRadio, OpenStreams, Phone, PhoneFile, PhonePin,
 };
 pub use bluetooth::{
     BluetoothAdapter, BluetoothRadio, BluetoothStatus, OpenBluetooth, bluetooth_adapters,

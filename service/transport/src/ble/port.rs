@@ -79,25 +79,6 @@ impl OpenRadio for OpenStreams {
     }
 }
 
-/// Why there is no radio, for good: what stands in its place says so.
-pub struct NoRadio {
-    /// What was asked for.
-    pub name: String,
-    /// Why there is none, and what would help.
-    pub reason: String,
-}
-
-#[async_trait]
-impl OpenRadio for NoRadio {
-    fn name(&self) -> String {
-        self.name.clone()
-    }
-
-    async fn open(&self) -> Result<Box<dyn Radio>, String> {
-        Err(self.reason.clone())
-    }
-}
-
 /// What happens at a port.
 pub(super) enum PortEvent {
     /// The radio is open.
