@@ -59,8 +59,10 @@ async fn prepare(name: Option<&str>, manager: &mut Option<Manager>) -> Result<Fo
     let adapter = timeout(PATIENCE, choose(&session, name))
         .await
         .map_err(|_| "BlueZ does not answer".to_owned())??;
-    let address = adapter.address().await.ok().map(|address| address.to_string());
-    let central = match find_central(adapter.name(), manager).await {
+    let address = timeout(PATIENCE, adapter.address()).await.ok().and_then(Result::ok);
+    let address = address.map(|address| address.to_string());
+    let central = timeout(PATIENCE, find_central(adapter.name(), manager)).await;
+    let central = match central.unwrap_or_else(|_| Err("BlueZ does not answer".to_owned())) {
         Ok(central) => central,
         Err(problem) => {
             *manager = None;

@@ -32,6 +32,10 @@ use super::{
 /// For a connection to come about, and as long again for its services (BitChat protocol reference,
 /// section 1.3).
 const CONNECT_PATIENCE: Duration = Duration::from_secs(8);
+/// For all that a link takes until it stands, whatever the system does meanwhile.
+const LINK_PATIENCE: Duration = Duration::from_secs(30);
+/// For closing links that a process before this one left.
+const LEFTOVERS_PATIENCE: Duration = Duration::from_secs(30);
 /// For what the system answers by itself.
 const SYSTEM_PATIENCE: Duration = Duration::from_secs(5);
 /// An adapter tells once of a neighbour that goes on sounding the same; a new scan tells it again.
@@ -79,7 +83,7 @@ impl Central {
             Err(_) => return "the system does not answer".to_owned(),
         };
         // Links of a process that died would stand for good, and nobody would serve them.
-        self.cut_leftovers().await;
+        let _ = timeout(LEFTOVERS_PATIENCE, self.cut_leftovers()).await;
         let watching = Watching {
             adapter: self.adapter.clone(),
             shared: self.shared.clone(),
@@ -182,10 +186,15 @@ impl Central {
 
     /// Connects, subscribes and starts the link's task.
     async fn connect(&mut self, peer: &PeripheralId) -> Result<(), String> {
-        let device = self.adapter.peripheral(peer).await.map_err(|error| error.to_string())?;
+        let device = timeout(SYSTEM_PATIENCE, self.adapter.peripheral(peer))
+            .await
+            .map_err(|_| "the system does not answer")?
+            .map_err(|error| error.to_string())?;
         let (standing, gone) = oneshot::channel();
         self.shared.standing().insert(peer.clone(), standing);
-        let prepared = prepare(&device).await;
+        let prepared = timeout(LINK_PATIENCE, prepare(&device))
+            .await
+            .unwrap_or_else(|_| Err("the system does not answer".to_owned()));
         let (characteristic, notifications, max_frame) = match prepared {
             Ok(prepared) => prepared,
             Err(reason) => {
