@@ -42,7 +42,10 @@ async fn main() -> ExitCode {
 /// Plays the story and returns what clients saw, and what was not as promised.
 async fn tell(story: &Story) -> (History, Vec<String>) {
     story.say("", "Three gateways start, each on a Postgres database of its own.");
-    story.say("", "Not built yet: BLE and HTX. Two `memory` networks stand in for them:");
+    story.say(
+        "",
+        "This story does not use BLE and HTX yet. Two `memory` networks stand in for them:",
+    );
     story.say("", &format!("{HTX} for HTX over the internet, {BLE} for the Bluetooth mesh."));
     story.say("", "A memory network has a single hop, so C hears nothing of what A sends to B.");
     let postgres = Postgres::start().await;
