@@ -366,7 +366,8 @@ impl Dispatch {
             return;
         }
         for attempt in silent {
-            self.learn(&attempt.transport.clone(), Outcome::Silent);
+            let waited = (now - attempt.started_at).to_std().unwrap_or_default();
+            self.learn(&attempt.transport.clone(), Outcome::Silent(waited));
             self.unrecorded.push(attempt);
         }
         if self.is_broadcast {

@@ -35,7 +35,7 @@ fn silence_moves_on_after_the_failover_timeout_and_not_before() {
     run(&mut dispatch, 0, Event::Begin);
     run(&mut dispatch, 1, charge("htx"));
     assert_eq!(run(&mut dispatch, 10, Event::Wake), [""; 0]);
-    assert_eq!(run(&mut dispatch, 11, Event::Wake), ["learn htx silent", "send ble"]);
+    assert_eq!(run(&mut dispatch, 11, Event::Wake), ["learn htx silent(11s)", "send ble"]);
     assert_eq!(
         run(&mut dispatch, 12, charge("ble")),
         ["record htx:silent ble:sent then sent until 45"]
@@ -46,7 +46,7 @@ fn silence_moves_on_after_the_failover_timeout_and_not_before() {
 fn a_transport_that_does_not_even_answer_is_silent_too_and_may_still_take_charge_later() {
     let mut dispatch = dispatch(one_after_the_other(&["htx", "ble"]));
     run(&mut dispatch, 0, Event::Begin);
-    assert_eq!(run(&mut dispatch, 10, Event::Wake), ["learn htx silent", "send ble"]);
+    assert_eq!(run(&mut dispatch, 10, Event::Wake), ["learn htx silent(10s)", "send ble"]);
     assert_eq!(
         run(&mut dispatch, 11, charge("htx")),
         ["record htx:silent htx:sent then sent until 45"]
@@ -76,7 +76,7 @@ fn silence_of_the_last_place_makes_it_pending_again() {
     run(&mut dispatch, 0, Event::Begin);
     run(&mut dispatch, 1, charge("htx"));
     let said = run(&mut dispatch, 11, Event::Wake);
-    assert_eq!(said[0], "learn htx silent");
+    assert_eq!(said[0], "learn htx silent(11s)");
     assert!(said[1].starts_with("record htx:silent then retry"), "{said:?}");
 }
 
@@ -143,7 +143,7 @@ fn a_broadcast_ends_as_sent_when_a_transport_took_charge_and_when_nobody_knows()
     let mut unsure = with(broadcast(), one_after_the_other(&["ble"]), &Rules::default());
     run(&mut unsure, 0, Event::Begin);
     let said = run(&mut unsure, 10, Event::Wake);
-    assert_eq!(said, ["learn ble silent", "record ble:silent then end sent"]);
+    assert_eq!(said, ["learn ble silent(10s)", "record ble:silent then end sent"]);
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn a_trial_that_is_silent_holds_up_no_failover() {
     run(&mut dispatch, 2, failure("mesh"));
     assert!(!dispatch.has_ended(), "the trial may still arrive");
     let said = run(&mut dispatch, 11, Event::Wake);
-    assert_eq!(said[0], "learn htx silent");
+    assert_eq!(said[0], "learn htx silent(11s)");
     assert!(said[1].starts_with("record ble:failed mesh:failed htx:silent then retry"), "{said:?}");
 }
 

@@ -9,7 +9,8 @@ use crate::{Time, retry::later};
 ///
 /// After [`FAILURES`](Self::FAILURES) in a row, hard ones or silences, it rests for 5 s; when a
 /// trial after that fails it rests twice as long, up to a minute. A success makes it whole, and so
-/// does the target's coming back into reach; whatever is heard over it ends its rest.
+/// does the target's coming back into reach; whatever is heard over it ends its rest. A silence in which
+/// something else arrived is none: of many under way at once, some get lost.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Breaker {
     failures: u32,
@@ -18,6 +19,8 @@ pub struct Breaker {
     /// How often in a row it was rested.
     rests: u32,
     state: State,
+    /// When something was last known to have arrived.
+    arrived_at: Option<Time>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -86,14 +89,19 @@ impl Breaker {
     }
 
     /// The recipient's gateway has what was sent over it.
-    pub fn succeeded(&mut self) {
-        *self = Self::default();
+    pub fn succeeded(&mut self, now: Time) {
+        *self = Self { arrived_at: Some(now), ..Self::default() };
+    }
+
+    /// The target has come into reach over it anew: what failed was on another link.
+    pub fn returned(&mut self) {
+        *self = Self { arrived_at: self.arrived_at, ..Self::default() };
     }
 
     /// It took charge of an envelope, which is a success where it had only refused before.
     pub fn took_charge(&mut self) {
         if !self.has_silence {
-            self.succeeded();
+            self.returned();
         }
     }
 
@@ -102,7 +110,7 @@ impl Breaker {
         match self.state {
             State::Closed => {}
             State::Open { until } => self.state = State::Open { until: until.min(now) },
-            State::Trial { .. } => self.succeeded(),
+            State::Trial { .. } => self.returned(),
         }
     }
 
@@ -122,8 +130,11 @@ impl Breaker {
         }
     }
 
-    /// It took charge, and no receipt came in time.
-    pub fn silent(&mut self, now: Time) {
+    /// It took charge, and no receipt came in the time that was `waited`.
+    pub fn silent(&mut self, now: Time, waited: Duration) {
+        if self.arrived_at.is_some_and(|at| later(at, waited) >= now) {
+            return;
+        }
         self.has_silence = true;
         self.failed(now);
     }
@@ -151,7 +162,7 @@ mod tests {
         for round in 0..20 {
             breaker.failed(at(round));
             if round % 4 == 3 {
-                breaker.succeeded();
+                breaker.succeeded(at(round));
             }
             assert_eq!(breaker.state(at(round)), BreakerState::Closed);
         }
@@ -164,7 +175,7 @@ mod tests {
         assert!(breaker.try_use(at(5)));
         assert!(!breaker.try_use(at(6)));
         assert_eq!(breaker.state(at(6)), BreakerState::OnTrial { until: at(35) });
-        breaker.succeeded();
+        breaker.succeeded(at(7));
         assert_eq!(breaker.state(at(7)), BreakerState::Closed);
     }
 
@@ -204,12 +215,12 @@ mod tests {
         let mut silent = Breaker::default();
         for _ in 0..Breaker::FAILURES {
             silent.took_charge();
-            silent.silent(at(0));
+            silent.silent(at(0), WAITED);
         }
         assert!(silent.try_use(at(5)));
         silent.took_charge();
         assert!(matches!(silent.state(at(5)), BreakerState::OnTrial { .. }));
-        silent.succeeded();
+        silent.succeeded(at(0));
         assert_eq!(silent.state(at(5)), BreakerState::Closed);
     }
 
@@ -223,6 +234,21 @@ mod tests {
         assert_eq!(breaker.state(at(2)), BreakerState::Closed);
     }
 
+    #[test]
+    fn of_many_under_way_at_once_those_that_get_lost_rest_nothing() {
+        let mut breaker = Breaker::default();
+        breaker.succeeded(at(1));
+        for _ in 0..100 {
+            // Begun before something else arrived.
+            breaker.silent(at(10), WAITED);
+        }
+        assert_eq!(breaker.state(at(10)), BreakerState::Closed);
+        for _ in 0..Breaker::FAILURES {
+            breaker.silent(at(12), WAITED);
+        }
+        assert!(matches!(breaker.state(at(12)), BreakerState::Rested { .. }));
+    }
+
     fn rested() -> Breaker {
         let mut breaker = Breaker::default();
         for _ in 0..Breaker::FAILURES {
@@ -230,6 +256,8 @@ mod tests {
         }
         breaker
     }
+
+    const WAITED: Duration = Duration::from_secs(10);
 
     fn at(seconds: i64) -> Time {
         Time::UNIX_EPOCH + chrono::TimeDelta::seconds(seconds)

@@ -68,10 +68,10 @@ impl Learned {
         let record = self.record(transport, target);
         record.measured.add(now, outcome);
         self.watch(now, transport, target, |breaker| match outcome {
-            Outcome::Arrived(_) => breaker.succeeded(),
+            Outcome::Arrived(_) => breaker.succeeded(now),
             Outcome::TookCharge => breaker.took_charge(),
             Outcome::Failed => breaker.failed(now),
-            Outcome::Silent => breaker.silent(now),
+            Outcome::Silent(waited) => breaker.silent(now, waited),
         });
     }
 
@@ -92,7 +92,7 @@ impl Learned {
 
     /// `target` has come into reach over `transport`: what failed before was on another link.
     pub fn reached(&mut self, now: Time, transport: &str, target: &str) {
-        self.watch(now, transport, target, Breaker::succeeded);
+        self.watch(now, transport, target, Breaker::returned);
     }
 
     /// Whether [`take_returned`](Self::take_returned) has any.

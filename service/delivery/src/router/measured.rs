@@ -30,8 +30,8 @@ pub enum Outcome {
     TookCharge,
     /// The transport refused or broke.
     Failed,
-    /// No receipt came in time.
-    Silent,
+    /// No receipt had come this long after the attempt began.
+    Silent(Duration),
 }
 
 impl Measured {
@@ -155,7 +155,7 @@ mod tests {
         }
         for second in 1200..1210 {
             recovered.add(at(second), Outcome::Arrived(Duration::from_millis(100)));
-            broken.add(at(second), Outcome::Silent);
+            broken.add(at(second), Outcome::Silent(WAITED));
         }
         let (recovered, broken) = (recovered.success(at(1210)), broken.success(at(1210)));
         assert!(recovered > Some(0.75) && broken < Some(0.25), "{recovered:?} {broken:?}");
@@ -175,7 +175,7 @@ mod tests {
     fn the_sender_reads_it_in_words() {
         let mut measured = Measured::default();
         measured.add(at(0), Outcome::Arrived(Duration::from_millis(120)));
-        measured.add(at(0), Outcome::Silent);
+        measured.add(at(0), Outcome::Silent(WAITED));
         assert_eq!(measured.describe(at(0)), ", 50 % of attempts arrived lately, after 120 ms");
     }
 
@@ -190,7 +190,7 @@ mod tests {
                 measured.add(at(second), match kind {
                     0 => Outcome::Arrived(Duration::from_millis(millis)),
                     1 => Outcome::Failed,
-                    _ => Outcome::Silent,
+                    _ => Outcome::Silent(WAITED),
                 });
             }
             let weight = measured.weight(at(now), typical.into());
@@ -199,6 +199,8 @@ mod tests {
             prop_assert!((0.0..=1.0).contains(&success));
         }
     }
+
+    const WAITED: Duration = Duration::from_secs(10);
 
     fn at(seconds: i64) -> Time {
         Time::UNIX_EPOCH + chrono::TimeDelta::seconds(seconds)

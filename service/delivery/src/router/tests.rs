@@ -120,7 +120,7 @@ fn critical_and_parallel_go_everywhere_at_once() {
 fn a_transport_that_fails_for_this_recipient_loses_its_place() {
     let mut failing = world();
     for _ in 0..4 {
-        failing[1].measured.add(NOW, Outcome::Silent);
+        failing[1].measured.add(NOW, Outcome::Silent(std::time::Duration::from_secs(10)));
     }
     let plan = plan(&question(), &failing);
     assert_eq!(order(&plan), ["ble", "mesh", "htx"]);

@@ -300,7 +300,9 @@ fn draft(
             labels: BTreeMap::new(),
         },
         ttl: LONGEST_TTL,
-        priority: Priority::Normal,
+        // What the peer writes to the group meanwhile is not answered before this has come, and takes it
+        // for silence: nothing of it may go first where only one attempt is made at a time.
+        priority: Priority::High,
         min_anonymity,
         wishes: Wishes::default(),
         allow_unknown: false,
