@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use ed25519_dalek::SigningKey;
 use fieldpost_envelope::{
-    AnonymityLevel, Content, Envelope, Forward, GatewayId, MessageId, PeerAddress, Priority,
-    ReceiptKind, Recipient, Said, SignedEnvelope, Timestamp,
+    AnonymityLevel, Content, Envelope, Forward, GatewayId, LaneSeq, MessageId, PeerAddress,
+    Priority, Receipt, ReceiptKind, Recipient, Said, SignedEnvelope, Timestamp,
 };
 use fieldpost_transport::{Faults, MemoryNetwork, MemoryOptions, MemoryTransport, Transport};
 use harness::{
@@ -116,8 +116,6 @@ async fn members_at_three_gateways_see_each_others_messages_as_their_gateways_si
 
 #[tokio::test(flavor = "multi_thread")]
 async fn order_holds_through_the_home_whatever_gets_lost() {
-    // At these losses a message may take longer than half a minute: what comes before the consent that it
-    // needs is not answered, and the way rests after so many silences.
     let world = World::new(&[QUICK]).await;
     let World { network, home, there, alice, bob, .. } = &world;
     let third = node(network, &[QUICK]).await;
@@ -368,6 +366,44 @@ async fn nothing_comes_in_the_name_of_a_group_but_from_its_home_to_who_has_joine
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_an_invited_peer_writes_waits_for_its_consent_beyond_the_wait_for_predecessors() {
+    let world = World::new(&["--order-wait=1s"]).await;
+    let World { network, home, alice, group, .. } = &world;
+    let mallory = Mallory::join(network);
+    let invited = format!("mal@{}", mallory.id);
+    let hikers: Recipient = world.address().parse().unwrap();
+    let said = |lane_seq, after, content| {
+        let draft = draft_of(&mallory.key, hikers.clone(), hikers.clone(), content);
+        Envelope { lane_seq: Some(lane_seq), after, ..draft }.sign(&mallory.key).unwrap()
+    };
+    add(alice, group, &invited).await;
+    let early = said(LaneSeq(2), Some(LaneSeq(1)), Content::text("early"));
+    let digest = early.digest();
+    mallory.send(home, early).await;
+    assert_eq!(mallory.receipt(digest, None).await.kind, ReceiptKind::Stored);
+    // Its predecessor is waited for no longer, and still it is neither shown nor refused.
+    sleep(Duration::from_secs(3)).await;
+    let accept = Content { message_type: Some("group_accept".into()), ..Content::text("") };
+    mallory.send(home, said(LaneSeq(1), None, accept)).await;
+    assert_eq!(take(alice, 1).await[0].content.as_deref(), Some("early"));
+    assert_eq!(
+        mallory.receipt(digest, Some(ReceiptKind::Stored)).await.kind,
+        ReceiptKind::Delivered
+    );
+    // Without consent it is refused after all.
+    remove(alice, group, &invited).await;
+    add(alice, group, &invited).await;
+    let never = said(LaneSeq(4), Some(LaneSeq(3)), Content::text("never"));
+    let digest = never.digest();
+    mallory.send(home, never).await;
+    assert_eq!(mallory.receipt(digest, None).await.kind, ReceiptKind::Stored);
+    remove(alice, group, &invited).await;
+    let refused = mallory.receipt(digest, Some(ReceiptKind::Stored)).await;
+    assert_eq!(refused.kind, ReceiptKind::Refused);
+    assert!(refused.reason.unwrap_or_default().contains("not a member"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_invitations_keeps_nobody_from_joining() {
     const LISTED: usize = 100;
     let world = World::new(&[]).await;
@@ -550,15 +586,21 @@ impl Mallory {
     async fn refusal(&self, to: &Node, envelope: SignedEnvelope) -> String {
         let digest = envelope.digest();
         self.send(to, envelope).await;
+        let receipt = self.receipt(digest, None).await;
+        assert_eq!(receipt.kind, ReceiptKind::Refused, "{:?}", receipt.reason);
+        receipt.reason.unwrap_or_default()
+    }
+
+    /// The next receipt for an envelope that is not of the kind it was answered with before; those that
+    /// nobody answers come again.
+    async fn receipt(&self, digest: [u8; 32], before: Option<ReceiptKind>) -> Receipt {
         loop {
             let bytes = timeout(harness::client::PATIENCE, self.end.receive()).await;
             let bytes = bytes.expect("an answer comes").expect("the network is up");
             let verified = SignedEnvelope::decode(&bytes).unwrap().verify().unwrap();
-            let Said::Receipt(receipt) = verified.said else { panic!("only receipts come") };
-            // An earlier refusal may come again, as nobody answers it.
-            if receipt.answers == digest {
-                assert_eq!(receipt.kind, ReceiptKind::Refused, "{:?}", receipt.reason);
-                return receipt.reason.unwrap_or_default();
+            let Said::Receipt(receipt) = verified.said else { continue };
+            if receipt.answers == digest && Some(receipt.kind) != before {
+                return receipt;
             }
         }
     }
@@ -579,6 +621,10 @@ fn message_of(
     to: Recipient,
     content: Content,
 ) -> SignedEnvelope {
+    draft_of(key, recipient, to, content).sign(key).unwrap()
+}
+
+fn draft_of(key: &SigningKey, recipient: Recipient, to: Recipient, content: Content) -> Envelope {
     let now = std::time::UNIX_EPOCH.elapsed().unwrap();
     let now = Timestamp::try_from(u64::try_from(now.as_millis()).unwrap()).unwrap();
     Envelope {
@@ -594,6 +640,4 @@ fn message_of(
         after: None,
         content,
     }
-    .sign(key)
-    .unwrap()
 }

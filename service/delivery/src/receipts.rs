@@ -59,11 +59,15 @@ pub fn effect(standing: Standing, target: &Target, receipt: &ReceiptIn) -> Optio
         }
         ReceiptKind::Delivered => arrived(MessageStatus::Delivered),
         ReceiptKind::Read => arrived(MessageStatus::Read),
-        // After `stored` a refusal can only be of another copy: the message itself is safe there.
-        ReceiptKind::Refused => (!standing.status.is_final() && !standing.stored).then(|| {
-            let reason = receipt.reason.clone().unwrap_or_else(|| NO_REASON.into());
-            Effect::Ends { status: MessageStatus::Failed, reason: Some(reason) }
-        }),
+        ReceiptKind::Refused => {
+            // After `stored` a refusal can only be of another copy: the message itself is safe there. A
+            // group's home may keep one until it knows whether its sender becomes a member.
+            let is_safe = standing.stored && !matches!(target, Target::Group { .. });
+            (!standing.status.is_final() && !is_safe).then(|| {
+                let reason = receipt.reason.clone().unwrap_or_else(|| NO_REASON.into());
+                Effect::Ends { status: MessageStatus::Failed, reason: Some(reason) }
+            })
+        }
     }
 }
 
@@ -163,6 +167,10 @@ mod tests {
         assert_eq!(effect(standing, &group, &said), Some(ends));
         let forged = ReceiptIn { signer: GatewayId::from_bytes([8; 32]).into(), ..said };
         assert_eq!(effect(standing, &group, &forged), None);
+        let kept = Standing { status: Sent, stored: true };
+        let refused = ReceiptIn { reason: Some("no".into()), ..receipt(ReceiptKind::Refused) };
+        let ends = Effect::Ends { status: Failed, reason: Some("no".into()) };
+        assert_eq!(effect(kept, &group, &refused), Some(ends), "kept for one who did not join");
     }
 
     #[test]

@@ -5,9 +5,9 @@
 //! A sender's words to a group form a lane. What comes out of turn is held back, and takes effect,
 //! or is refused, when its predecessor has; so somebody may accept an invitation and write at once.
 //!
-//! A member's message is `stored` when it waits, and `delivered` when it has been fanned out. Nothing
-//! is said of what an invited peer sent out of turn: until it is known whether it may, its gateway
-//! goes on sending it.
+//! A message is `stored` when it waits, and `delivered` when it has been fanned out. What an invited peer
+//! sent out of turn waits for its consent, as long as it lives and the invitation stands; without one it is
+//! refused although it was stored.
 
 use std::time::Duration;
 
@@ -155,15 +155,8 @@ impl Store {
         match &known {
             Some(known) => {
                 outcome.taken = GroupTaken::Duplicate;
-                // What waits and may yet be refused is not spoken of.
-                let word = match known {
-                    Known { waits: false, .. } => Some("delivered"),
-                    Known { was_member: true, .. } => Some("stored"),
-                    Known { .. } => None,
-                };
-                if let Some(word) = word {
-                    owe(&mut transaction, now, &inbound.receipts(), word, None).await?;
-                }
+                let word = if known.waits { "stored" } else { "delivered" };
+                owe(&mut transaction, now, &inbound.receipts(), word, None).await?;
             }
             None => {
                 let at = self.acceptance_time(now);
@@ -194,16 +187,14 @@ impl Store {
         }
         if known.is_none() && !had_its_turn {
             outcome.taken = GroupTaken::Held;
-            if standing == Standing::Member {
-                owe(&mut transaction, now, &inbound.receipts(), "stored", None).await?;
-            }
+            owe(&mut transaction, now, &inbound.receipts(), "stored", None).await?;
         }
         self.announce_grown(&mut transaction, &outcome).await?;
         transaction.commit().await?;
         Ok(outcome)
     }
 
-    /// Lets take effect what has waited long enough for its predecessor.
+    /// Lets take effect what has waited long enough for its predecessor; an invited peer's messages wait on.
     pub async fn release_for_groups(
         &self,
         now: Time,
@@ -213,14 +204,22 @@ impl Store {
             r#"
             select group_id, sender, level, max(lane_seq) as "furthest!"
             from (
-                select group_id, sender, level, lane_seq from group_inbound
-                where release_at <= $1 order by release_at limit $2
+                select group_id, sender, level, lane_seq from group_inbound g
+                where release_at <= $1 and (
+                    was_member or kind <> 'message' or expires_at <= $1 or not exists (
+                        select from group_member m
+                        where m.group_id = g.group_id and m.peer = g.sender
+                          and m.left_at is not null and m.invited_at > $3
+                    )
+                )
+                order by release_at limit $2
             ) as waiting
             group by group_id, sender, level
             order by group_id, sender, level
             "#,
             now,
             limit,
+            now - INVITATION_LIFETIME,
         )
         .fetch_all(&self.pool)
         .await?;
@@ -908,10 +907,9 @@ async fn count(
     .map(drop)
 }
 
-/// Whether something came before, and how it stands.
+/// Something that came before.
 struct Known {
     waits: bool,
-    was_member: bool,
 }
 
 /// A copy's envelope is the one that receipts name from now on.
@@ -926,7 +924,7 @@ async fn renew(
         r#"
         update group_inbound set digest = $4
         where message_id = $1 and sender = $2 and group_id = $3
-        returning release_at is not null as "waits!", was_member
+        returning release_at is not null as "waits!"
         "#,
         inbound.message.id.0,
         sender,
