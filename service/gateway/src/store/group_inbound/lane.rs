@@ -1,0 +1,125 @@
+//! What one sender says to one group at one level, in order.
+
+use fieldpost_delivery::{Held, release};
+use fieldpost_envelope::{LaneSeq, MessageId};
+use sqlx::PgConnection;
+
+/// Something said to a group whose turn has come.
+#[derive(Clone, Copy)]
+pub(super) struct Turn {
+    pub(super) id: MessageId,
+    pub(super) gap: bool,
+    pub(super) late: bool,
+}
+
+impl Turn {
+    pub(super) fn unordered(id: MessageId) -> Self {
+        Self { id, gap: false, late: false }
+    }
+}
+
+/// What one sender says to one group at one level, in order; locked until the transaction ends.
+pub(super) struct Lane {
+    pub(super) group: String,
+    pub(super) sender: String,
+    pub(super) level: i16,
+    pub(super) last_taken: Option<LaneSeq>,
+    pub(super) held: Vec<Held>,
+    /// The `held` of the database.
+    pub(super) stored: Vec<Held>,
+}
+
+impl Lane {
+    pub(super) async fn lock(
+        connection: &mut PgConnection,
+        group: &str,
+        sender: &str,
+        level: i16,
+    ) -> sqlx::Result<Self> {
+        let last = sqlx::query_scalar!(
+            r#"
+            insert into lane_in (sender, recipient, level, last_shown) values ($1, $2, $3, 0)
+            on conflict (sender, recipient, level) do update set last_shown = lane_in.last_shown
+            returning last_shown
+            "#,
+            sender,
+            lane_end(group),
+            level,
+        )
+        .fetch_one(&mut *connection)
+        .await?;
+        let held: Vec<Held> = sqlx::query!(
+            r#"
+            select message_id, lane_seq as "lane_seq!", after_seq from group_inbound
+            where group_id = $1 and sender = $2 and level = $3 and release_at is not null
+            "#,
+            group,
+            sender,
+            level,
+        )
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(|row| Held {
+            lane_seq: LaneSeq(row.lane_seq.unsigned_abs()),
+            id: MessageId(row.message_id),
+            after: row.after_seq.map(|after| LaneSeq(after.unsigned_abs())),
+        })
+        .collect();
+        Ok(Self {
+            group: group.to_owned(),
+            sender: sender.to_owned(),
+            level,
+            last_taken: (last > 0).then(|| LaneSeq(last.unsigned_abs())),
+            stored: held.clone(),
+            held,
+        })
+    }
+
+    /// Takes out what has its turn, and keeps what was learnt of the rest.
+    pub(super) async fn release(
+        &mut self,
+        connection: &mut PgConnection,
+        due: Option<LaneSeq>,
+    ) -> sqlx::Result<Vec<Turn>> {
+        let released = release(&mut self.last_taken, &mut self.held, due);
+        for held in self.held.iter().filter(|held| !self.stored.contains(held)) {
+            sqlx::query!(
+                r#"
+                update group_inbound set after_seq = $4
+                where message_id = $1 and sender = $2 and group_id = $3
+                "#,
+                held.id.0,
+                self.sender,
+                self.group,
+                held.after.map(lane_number),
+            )
+            .execute(&mut *connection)
+            .await?;
+        }
+        sqlx::query!(
+            r#"
+            update lane_in set last_shown = $4
+            where sender = $1 and recipient = $2 and level = $3 and last_shown < $4
+            "#,
+            self.sender,
+            lane_end(&self.group),
+            self.level,
+            self.last_taken.map_or(0, lane_number),
+        )
+        .execute(connection)
+        .await?;
+        let turn =
+            |out: &fieldpost_delivery::Released| Turn { id: out.id, gap: out.gap, late: out.late };
+        Ok(released.iter().map(turn).collect())
+    }
+}
+
+/// How a group is named at the end of a lane; no peer can have that name.
+pub(super) fn lane_end(group: &str) -> String {
+    format!("group:{group}")
+}
+
+pub(super) fn lane_number(seq: LaneSeq) -> i64 {
+    i64::try_from(seq.0).unwrap_or(i64::MAX)
+}
