@@ -11,10 +11,12 @@ import time
 import urllib.error
 import urllib.request
 
+from history import Traffic
 from rig import Failed, Table, kill_bluetoothd, start_bluetoothd
 
 KEY = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
 LONG = 240
+CUTS, CUT, BETWEEN = 3, 5, 10
 
 
 class Gateway:
@@ -104,6 +106,33 @@ async def cut(one, two):
     return await carrying
 
 
+async def cut_and_return(one, two):
+    """Traffic both ways over several cuts; `./dev rig` has the history judged."""
+    traffic, returns = Traffic(), []
+    reading = [asyncio.create_task(traffic.read(gateway, peer)) for gateway, peer in ((one, "alice"), (two, "bob"))]
+    writing = [asyncio.create_task(traffic.write(one, "alice", two, "bob")),
+               asyncio.create_task(traffic.write(two, "bob", one, "alice"))]
+    for _ in range(CUTS):
+        await asyncio.sleep(BETWEEN)
+        kill_bluetoothd()
+        await asyncio.sleep(CUT)
+        start_bluetoothd()
+        returned, before = time.monotonic(), len(traffic.seen)
+        while len(traffic.seen) == before:
+            if time.monotonic() > returned + LONG:
+                raise Failed(f"nothing arrived after cut {len(returns) + 1}")
+            await asyncio.sleep(0.1)
+        returns.append(time.monotonic() - returned)
+    traffic.writing = False
+    await asyncio.gather(*writing)
+    await traffic.settle(LONG)
+    for task in reading:
+        task.cancel()
+    traffic.save("/out/history.json")
+    resumed = ", ".join(f"{seconds:.1f} s" for seconds in returns)
+    return f"{len(traffic.sent)} messages, {len(traffic.seen)} shown, resumed after {resumed}"
+
+
 async def main():
     table = Table()
     one, two = Gateway(0), Gateway(1)
@@ -111,6 +140,7 @@ async def main():
             await table.prove("they find each other by Bluetooth", find(one, two)) and
             await table.prove("HTTP, Bluetooth, WebSocket", carry(one, two, "over the air"))):
         await table.prove("bluetoothd killed and started again", cut(one, two))
+        await table.prove("cut and return under traffic", cut_and_return(one, two))
     doctor = subprocess.run(["./fieldpost", "doctor", "--ble-radio", "hci0", "--transports", "ble"],
                             env=one.environment, capture_output=True, text=True, check=False)
     print("\n".join(line for line in doctor.stdout.splitlines() if "Blue" in line), flush=True)
