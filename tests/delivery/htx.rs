@@ -1,14 +1,16 @@
 //! The mixnet as its users run it: three or four relays and two gateways, each a process on a real Postgres of its
 //! own, joined by covert links and by nothing else.
 
+#[path = "htx/probing.rs"]
+mod probing;
+#[path = "htx/secrecy.rs"]
+mod secrecy;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
-    io::Write,
-    os::unix::fs::FileExt,
-    path::Path,
-    process::{Command, Stdio},
-    sync::LazyLock,
+    num::NonZeroUsize,
+    ops::{Deref, DerefMut},
+    thread,
     time::Duration,
 };
 
@@ -18,12 +20,13 @@ use fieldpost_envelope::{
     AnonymityLevel, Content, Envelope, MessageId, PeerAddress, Priority, Timestamp,
 };
 use fieldpost_transport::htx::{
-    client::{Way, build_packets},
+    client::{Finished, Way, build_packets},
     directory::{EpochClock, SignedDocument},
 };
 use harness::{
-    Client, Postgres,
+    Client, Gateway, Postgres,
     client::Draft,
+    history::{Event, History},
     lab::Lab,
     load::{Load, Shape},
     seed, setting,
@@ -33,23 +36,66 @@ use rand::{SeedableRng, rngs::StdRng};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::{
-    sync::Mutex,
+    sync::{Mutex, MutexGuard},
+    task::block_in_place,
     time::{Instant, sleep},
 };
 use uuid::Uuid;
 
-/// Five or six processes at a time are enough for one machine.
-static ONE_LAB: LazyLock<Mutex<()>> = LazyLock::new(Mutex::default);
+use probing::Front;
+use secrecy::{Hunt, Kind, Recording, forms};
 
-const EPOCH: &str = "30s";
+/// A lab that all tests use but those that break it, each alone. The kernel ends it with this process.
+static LAB: Mutex<Option<Lab>> = Mutex::const_new(None);
+
+const EPOCH: &str = "15s";
+const SECRETS: &str = "--secrets-dir=LAB/secrets";
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long ten thousand messages may take to be accepted.
+const LONG_PATIENCE: Duration = Duration::from_secs(900);
+/// The longest pause between two messages of a sender.
+const PAUSE: Duration = Duration::from_millis(60);
 /// What goes over the mixnet alone.
 const LEVEL: u8 = 3;
 
+/// The lab, to be used alone. A test that fails takes it down and shows what its nodes wrote.
+struct Shared(MutexGuard<'static, Option<Lab>>);
+
+impl Shared {
+    async fn lab() -> Self {
+        let mut lab = LAB.lock().await;
+        if lab.is_none() {
+            *lab = Some(Lab::start(3, EPOCH, &[SECRETS]).await);
+        }
+        Self(lab)
+    }
+}
+
+impl Deref for Shared {
+    type Target = Lab;
+
+    fn deref(&self) -> &Lab {
+        self.0.as_ref().expect("it was started")
+    }
+}
+
+impl DerefMut for Shared {
+    fn deref_mut(&mut self) -> &mut Lab {
+        self.0.as_mut().expect("it was started")
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.take();
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_of_every_size_travel_both_ways_and_receipts_come_back() {
-    let _one = ONE_LAB.lock().await;
-    let lab = Lab::start(3, EPOCH, &[]).await;
+    let lab = Shared::lab().await;
     let alice = lab.gateways[0].register("alice").await;
     let bob = lab.gateways[1].register("bob").await;
     for (from, to) in [(&alice, &bob), (&bob, &alice)] {
@@ -97,208 +143,270 @@ async fn a_relay_killed_among_ten_thousand_messages_costs_none() {
 }
 
 async fn kill_a_relay(messages: u64) {
-    let _one = ONE_LAB.lock().await;
     let seed = seed();
     eprintln!("seed {seed}, {messages} messages");
     let mut lab = Lab::start(4, EPOCH, &[]).await;
     let homes: Vec<Client> = lab.gateways.iter().map(|gateway| gateway.client()).collect();
-    let shape =
-        Shape { peers: 6, pause: Duration::from_millis(60), level: LEVEL, ..Shape::default() };
+    let shape = Shape { peers: 6, pause: PAUSE, level: LEVEL, ..Shape::default() };
     let clients = Load::register_across(&homes, shape).await;
     let mut addresses = BTreeMap::new();
     for client in &clients {
         addresses.insert(client.peer().to_owned(), Lab::address(client).await);
     }
     let load = Load::start_among(clients, addresses, shape, seed);
-    load.wait_for_accepted(messages / 2, PATIENCE).await;
-    // Not the one that signs documents: that would end the network an epoch later, by design.
-    let killed = Instant::now();
+    let began = Instant::now();
+    load.wait_for_accepted(messages / 2, LONG_PATIENCE).await;
+    let (killed, killed_at) = (Instant::now(), load.now());
+    // Not the one that signs documents: that would end the network a few epochs later, by design.
     lab.relays[2].kill();
-    load.wait_for_accepted(messages - messages / 2, PATIENCE).await;
-    let shown = load.shown();
-    eprintln!("{shown} shown {:?} after the kill", killed.elapsed());
+    eprintln!("killed a relay after {} messages and {:?}", load.accepted(), began.elapsed());
+    load.wait_for_accepted(messages - messages / 2, LONG_PATIENCE).await;
+    eprintln!(
+        "{} shown of {}, {:?} after the kill",
+        load.shown(),
+        load.accepted(),
+        killed.elapsed()
+    );
+    let finished_at = load.now();
     let mut history = load.finish().await;
     // What a lab declares.
     history.levels.insert("htx".to_owned(), LEVEL);
     eprintln!("{} events, all settled {:?} after the kill", history.events.len(), killed.elapsed());
+    tell_of_the_kill(&history, killed_at, finished_at);
+    for node in [0, 1, 3].map(|relay| &lab.relays[relay]).into_iter().chain(&lab.gateways) {
+        eprintln!("packets: {}", fates(node).await);
+    }
+    for gateway in &lab.gateways {
+        let switched = switches(&gateway.log());
+        eprintln!("from the end of a link to routes around it: {switched:?}");
+        assert!(!switched.is_empty(), "each gateway has noticed");
+    }
     history.assert_clean(seed);
 }
 
+/// How long messages took, of those that were sent before the kill and in each second after it, as long
+/// as clients listened all the time.
+fn tell_of_the_kill(history: &History, killed_at: u64, finished_at: u64) {
+    let (mut sent, mut first_shown) = (BTreeMap::new(), BTreeMap::new());
+    for event in &history.events {
+        match event {
+            Event::Send(send) => drop(sent.entry(send.message).or_insert(send.invoked)),
+            Event::Shown(shown) if shown.at < finished_at => {
+                first_shown.entry(shown.message).or_insert(shown.at);
+            }
+            _ => {}
+        }
+    }
+    let mut took: BTreeMap<i64, Vec<u64>> = BTreeMap::new();
+    for (message, shown) in &first_shown {
+        let Some(invoked) = sent.get(message) else { continue };
+        // Whole seconds after the kill; all before is one, and so is all after a minute.
+        let second = (*invoked as i64 - killed_at as i64).div_euclid(1_000_000).clamp(-1, 60);
+        took.entry(second).or_default().push(shown.saturating_sub(*invoked) / 1_000);
+    }
+    for (second, mut milliseconds) in took {
+        milliseconds.sort_unstable();
+        let [p50, p99, longest] =
+            [50, 99, 100].map(|share| milliseconds[(milliseconds.len() - 1) * share / 100]);
+        eprintln!(
+            "sent {second} s after the kill: {} messages, shown after {p50} ms (p50), {p99} (p99), \
+             {longest} (longest)",
+            milliseconds.len(),
+        );
+    }
+    let mut shown: Vec<u64> = first_shown.into_values().collect();
+    shown.sort_unstable();
+    let longest = |from: u64, to: u64| {
+        let gaps = shown.windows(2).filter(|pair| pair[0] < to && pair[1] > from);
+        gaps.map(|pair| (pair[1] - pair[0]) / 1_000).max().unwrap_or_default()
+    };
+    eprintln!(
+        "the longest time in which nothing was shown: {} ms before the kill, {} ms after it",
+        longest(0, killed_at),
+        longest(killed_at, u64::MAX),
+    );
+}
+
+/// What became of a node's packets.
+async fn fates(node: &Gateway) -> String {
+    let metrics = reqwest::get(format!("{}/metrics", node.admin_url())).await.expect("it serves");
+    let metrics = metrics.text().await.expect("it is text");
+    let of_packets =
+        metrics.lines().filter_map(|line| line.split_once("mixnet_packets_total{fate="));
+    of_packets.map(|(_, fate)| fate.replace(['"', '}'], "")).collect::<Vec<_>>().join(", ")
+}
+
+/// How long it took gateways to find routes around who was out of reach, as their logs tell.
+fn switches(log: &str) -> Vec<Duration> {
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines
+        .filter_map(|line| {
+            line.get("switch.duration_us").or(line["fields"].get("switch.duration_us"))?.as_u64()
+        })
+        .map(Duration::from_micros)
+        .collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn strangers_see_a_web_site_and_clients_the_betanet_surface() {
-    let _one = ONE_LAB.lock().await;
-    let lab = Lab::start(3, EPOCH, &[]).await;
-    probe(lab.fronts[1]);
+async fn strangers_see_a_web_site_whatever_they_try() {
+    let lab = Shared::lab().await;
+    let viewer = lab.gateways[0].register("viewer").await;
+    let document = document(&viewer).await;
+    let front = lab.fronts[1];
+    let relays = document.document().relays();
+    let descriptor = relays.iter().map(|relay| relay.descriptor());
+    let descriptor = descriptor
+        .filter(|descriptor| descriptor.relays)
+        .find(|descriptor| descriptor.addresses.iter().any(|address| address.port() == front))
+        .expect("the relay is in the document");
+    block_in_place(|| Front::new(front, descriptor).probe());
+    // And it relays as before.
+    let forwarded = |relay: Value| relay["network"]["packetsProcessed"].as_u64().expect("a number");
+    let [carl, dora] =
+        [lab.gateways[0].register("carl").await, lab.gateways[1].register("dora").await];
+    let observer = lab.relays[1].register("observer").await;
+    let before = forwarded(get(&observer, "/api/betanet/status").await);
+    send_and_confirm(&carl, &dora, "still there?").await;
+    let deadline = Instant::now() + PATIENCE;
+    while forwarded(get(&observer, "/api/betanet/status").await) == before {
+        assert!(Instant::now() < deadline, "the relay passes nothing on any more");
+        sleep(Duration::from_millis(200)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_of_betanet_see_the_mixnet() {
+    let lab = Shared::lab().await;
     surface(&lab).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_epochs_packets_were_for_is_nowhere_two_epochs_later() {
-    let _one = ONE_LAB.lock().await;
-    let lab = Lab::start(3, EPOCH, &["--secrets-dir=LAB/secrets"]).await;
-    let alice = lab.gateways[0].register("alice").await;
-    let bob = lab.gateways[1].register("bob").await;
-    let directory: Value = get(&alice, "/api/betanet/directory").await;
-    let epoch = directory["current_epoch"].as_u64().expect("a number");
-    let draft = Draft {
-        min_anonymity: Some(LEVEL),
-        ..Draft::text(&Lab::address(&bob).await, "recorded by somebody")
-    };
-    alice.send(&draft).await.expect("the mixnet may carry it");
-    confirm(&bob, &next(&bob).await, false).await;
+async fn an_epochs_traffic_cannot_be_opened_two_epochs_later() {
+    rob_the_lab(Thoroughness::Short).await;
+}
 
-    // Whoever has these opens what was recorded: what relays and gateways were sent in this epoch.
-    let keys = epoch_keys(&lab.folder().join("secrets"), epoch);
-    assert_eq!(keys.len(), 2 * 5, "two keys of each node");
-    assert!(!in_files(&lab.folder().join("secrets"), &keys).is_empty(), "the search finds files");
-    let found = in_memory(lab.relays[0].pid(), &keys);
-    assert!(!found.is_empty(), "the search finds what is in memory");
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes long: ./dev prove htx"]
+async fn an_epochs_traffic_cannot_be_opened_two_epochs_later_whatever_is_taken_for_a_key() {
+    rob_the_lab(Thoroughness::Long).await;
+}
+
+/// Where anything that looks random is taken for a secret key. The keys that are known, what hops
+/// computed from them, are looked for everywhere in any case.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Thoroughness {
+    /// All files of the nodes; of the memory of a relay and the receiver, each eighth byte: keys are
+    /// kept beside addresses.
+    Short,
+    /// Every byte of everything.
+    Long,
+}
+
+/// Records packets, and tries to open them with what machines keep: at once, which succeeds, and two
+/// epochs later.
+///
+/// What crosses links is sealed once more, under keys that both sides make for each connection and
+/// write nowhere (TLS 1.3, Noise XK and ML-KEM-768): this thief has it in clear, as a relay would.
+async fn rob_the_lab(thoroughness: Thoroughness) {
+    let (each, each_eighth) = (NonZeroUsize::new(1), NonZeroUsize::new(8));
+    let lab = Shared::lab().await;
+    let viewer = lab.gateways[0].register(&format!("thief-{thoroughness:?}")).await;
+    let victim = lab.gateways[1].register(&format!("victim-{thoroughness:?}")).await;
+    let secrets = lab.folder().join("secrets");
+    let text = "recorded by somebody ".repeat(100);
 
     let deadline = Instant::now() + PATIENCE;
-    loop {
-        let directory: Value = get(&alice, "/api/betanet/directory").await;
-        if directory["current_epoch"].as_u64() >= Some(epoch + 2) {
-            break;
-        }
-        assert!(Instant::now() < deadline, "time stands still: {directory}");
-        sleep(Duration::from_millis(500)).await;
-    }
-    assert_eq!(in_files(lab.folder(), &keys), BTreeSet::new(), "on disk");
-    let database = Postgres::shared_folder().await;
-    assert_eq!(in_files(&database, &keys), BTreeSet::new(), "in the database or its log");
-    for node in lab.relays.iter().chain(&lab.gateways) {
-        assert_eq!(in_memory(node.pid(), &keys), BTreeSet::new(), "in memory");
-    }
-}
-
-/// The secrets of an epoch that nodes keep in `folder`.
-fn epoch_keys(folder: &Path, epoch: u64) -> Vec<[u8; 32]> {
-    let nodes = fs::read_dir(folder).expect("it is there").flatten();
-    nodes
-        .flat_map(|node| {
-            let bytes = fs::read(node.path().join(format!("{epoch}.secret"))).expect("kept");
-            // After the head, the Sphinx and the sealing key.
-            [25, 57].map(|at| bytes[at..at + 32].try_into().expect("32 bytes"))
-        })
-        .collect()
-}
-
-/// Which of the keys are in the files below a folder.
-fn in_files(folder: &Path, keys: &[[u8; 32]]) -> BTreeSet<usize> {
-    let mut found = BTreeSet::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-            match entry.file_type() {
-                Ok(kind) if kind.is_dir() => folders.push(entry.path()),
-                Ok(kind) if kind.is_file() => {
-                    // Files come and go; those that are gone hold nothing.
-                    let bytes = fs::read(entry.path()).unwrap_or_default();
-                    found.extend(search(&bytes, keys));
-                }
-                _ => {}
+    let (document, recording, keys) = loop {
+        let (document, recording) = record(&viewer, &victim, &text).await;
+        let message = next(&victim).await;
+        assert_eq!(message["content"], text.as_str(), "the packets are real");
+        confirm(&victim, &message, false).await;
+        // With the keys of the epoch all is open: the attack works.
+        let mut hunt = Hunt::new([document.document()]);
+        block_in_place(|| {
+            hunt.files(&secrets, each);
+            hunt.memory(lab.relays[0].pid(), each_eighth);
+        });
+        let in_memory = hunt.places.iter().any(|(lock, place)| {
+            (lock.epoch, lock.kind) == (recording.epoch, Kind::Sphinx) && place.contains("memory")
+        });
+        match recording.open(&hunt.loot) {
+            Some(opened) if in_memory => {
+                assert!(opened.windows(text.len()).any(|part| part == text.as_bytes()));
+                break (document, recording, hunt.loot);
             }
+            // The epoch may have ended, and its keys with it, while we were at work.
+            _ => assert!(Instant::now() < deadline, "the keys of an epoch are not found in it"),
         }
-    }
-    found
-}
-
-/// Which of the keys are in the memory of a process.
-fn in_memory(pid: u32, keys: &[[u8; 32]]) -> BTreeSet<usize> {
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("the process lives");
-    let memory = fs::File::open(format!("/proc/{pid}/mem")).expect("it is ours to read");
-    let mut found = BTreeSet::new();
-    for line in maps.lines() {
-        let mut words = line.split_whitespace();
-        let (range, rights) = (words.next().expect("a range"), words.next().expect("rights"));
-        if !rights.starts_with("rw") {
-            continue;
-        }
-        let (from, to) = range.split_once('-').expect("two ends");
-        let [from, to] = [from, to].map(|end| u64::from_str_radix(end, 16).expect("hex"));
-        // Larger pieces than this are reserved and empty, and read as such.
-        let mut at = from;
-        while at < to {
-            let length = (to - at).min(4 << 20);
-            let mut bytes = vec![0; usize::try_from(length).expect("it fits")];
-            if memory.read_exact_at(&mut bytes, at).is_ok() {
-                found.extend(search(&bytes, keys));
-            }
-            // A key that lies across two pieces is in the next one whole.
-            at += if at + length < to { length - 32 } else { length };
-        }
-    }
-    found
-}
-
-/// Which of the keys are in these bytes.
-fn search(bytes: &[u8], keys: &[[u8; 32]]) -> BTreeSet<usize> {
-    let mut starts = [false; 256];
-    keys.iter().for_each(|key| starts[usize::from(key[0])] = true);
-    let mut found = BTreeSet::new();
-    for (at, byte) in bytes.iter().enumerate() {
-        if starts[usize::from(*byte)] {
-            let rest = &bytes[at..];
-            found.extend((0..keys.len()).filter(|key| rest.starts_with(&keys[*key])));
-        }
-    }
-    found
-}
-
-/// Real clients look at a relay's listener: what they say never changes what they see.
-fn probe(front: u16) {
-    let url = |path: &str| format!("https://127.0.0.1:{front}{path}");
-    let curl = |more: &[&str], path: &str| {
-        let output = Command::new("curl")
-            .args(["-sk", "--max-time", "20", "-w", "\n%{http_code} %{http_version}"])
-            .args(more)
-            .arg(url(path))
-            .output()
-            .expect("curl runs");
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    let home = curl(&["--http2"], "/");
-    assert!(home.contains("<html") && home.ends_with("200 2"), "{home}");
-    let ticket = "A".repeat(200);
-    for pretence in [
-        vec!["--http2", "-H", &*format!("Cookie: __Host-session={ticket}")],
-        vec!["--http2", "-H", "Cookie: a=b; c=d"],
-        vec!["--http2", "-A", "probe"],
-    ] {
-        assert_eq!(curl(&pretence, "/"), home, "{pretence:?}");
+    let mut exact = recording.traces(&keys);
+    for (lock, key) in keys.iter().filter(|(lock, _)| lock.epoch == recording.epoch) {
+        exact.extend(forms(key).map(|form| (format!("{lock:?}"), form)));
     }
-    assert_eq!(curl(&["--http2"], &format!("/?bn1={ticket}")), home);
-    let old = curl(&["--http1.1"], "/");
-    assert!(old.contains("<html") && old.ends_with("200 1.1"), "{old}");
-    let [post, posted] = [
-        curl(&["--http2", "-d", "x=y"], "/"),
-        curl(&["--http2", "-d", &format!("token={ticket}")], "/"),
-    ];
-    assert_eq!(post, posted);
-    assert!(curl(&["--http2"], "/nothing-here").ends_with("404 2"));
+    drop(lab);
 
-    let openssl = Command::new("openssl")
-        .args(["s_client", "-connect", &format!("127.0.0.1:{front}"), "-alpn", "h2,http/1.1"])
-        .stdin(Stdio::null())
-        .output()
-        .expect("openssl runs");
-    let said = String::from_utf8_lossy(&openssl.stdout).into_owned();
-    assert!(said.contains("TLSv1.3") && said.contains("ALPN protocol: h2"), "{said}");
+    // Others use the lab meanwhile, as others would.
+    let deadline = Instant::now() + PATIENCE;
+    let later = loop {
+        let now = document_now(&viewer).await;
+        if now.1 >= recording.epoch + 2 {
+            break now.0;
+        }
+        assert!(Instant::now() < deadline, "time stands still in {}", now.1);
+        sleep(Duration::from_millis(500)).await;
+    };
+    let lab = Shared::lab().await;
+    let database = Postgres::shared_folder().await;
+    let hunt = || Hunt::new([document.document(), later.document()]).for_bytes(&exact);
+    let (mut on_disk, mut in_memory) = (hunt(), hunt());
+    let nodes: Vec<_> = lab.relays.iter().chain(&lab.gateways).map(|node| node.pid()).collect();
+    let tried = [lab.relays[0].pid(), lab.gateways[1].pid()];
+    block_in_place(|| {
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                on_disk.files(lab.folder(), each);
+                on_disk.files(&database, each.filter(|_| thoroughness == Thoroughness::Long));
+            });
+            for pid in nodes {
+                let short = each_eighth.filter(|_| tried.contains(&pid));
+                in_memory
+                    .memory(pid, if thoroughness == Thoroughness::Long { each } else { short });
+            }
+        });
+    });
+    for (what, hunt) in [("disk and database", &on_disk), ("memory", &in_memory)] {
+        eprintln!(
+            "{what}: {} MB, {} windows tried; recorded in {}, keys of {:?}",
+            hunt.bytes >> 20,
+            hunt.tried,
+            recording.epoch,
+            hunt.loot.keys().map(|lock| lock.epoch).collect::<BTreeSet<_>>(),
+        );
+        assert!(hunt.found.is_empty(), "what opens a layer is in {:?}", hunt.found);
+        let old = hunt.places.iter().find(|(lock, _)| lock.epoch <= recording.epoch);
+        assert_eq!(old, None, "a key of the epoch");
+        let open = hunt.loot.keys().any(|lock| lock.epoch > recording.epoch);
+        assert!(open, "the search still finds keys that are in use: {:?}", hunt.loot);
+        assert_eq!(recording.open(&hunt.loot), None);
+    }
+}
 
-    // Bytes that are no handshake are answered as by any web server: with an alert or an end.
-    let mut garbage = std::net::TcpStream::connect(("127.0.0.1", front)).expect("it listens");
-    garbage.set_read_timeout(Some(Duration::from_secs(30))).expect("a time-out can be set");
-    garbage.write_all(&[0x55; 512]).expect("it takes bytes");
-    let mut answer = Vec::new();
-    std::io::Read::read_to_end(&mut garbage, &mut answer).ok();
-    assert!(answer.len() <= 7, "an alert at most: {answer:?}");
+/// Sends a message in packets of a client's own making, and keeps a copy of each, as it comes to the
+/// first relay.
+async fn record(viewer: &Client, victim: &Client, text: &str) -> (SignedDocument, Recording) {
+    let address = Lab::address(victim).await;
+    let (document, epoch) = document_now(viewer).await;
+    let packets = finished(viewer, &document, &address, text).await;
+    for packet in &packets {
+        forward(viewer, packet).await;
+    }
+    (document, Recording { epoch, packets })
 }
 
 /// The mirrored surface, with the mixnet behind it.
 async fn surface(lab: &Lab) {
-    let alice = lab.gateways[0].register("alice").await;
-    let bob = lab.gateways[1].register("bob").await;
+    let alice = lab.gateways[0].register("anna").await;
+    let bob = lab.gateways[1].register("bert").await;
     let address = Lab::address(&bob).await;
 
     let relays: Vec<Value> = get(&alice, "/api/betanet/relays").await;
@@ -317,7 +425,7 @@ async fn surface(lab: &Lab) {
 
     // The clients' object, to a peer elsewhere.
     let object = json!({
-        "from_node": "alice", "route": ["r1", "r2", "r3", address], "priority": 4,
+        "from_node": "anna", "route": ["r1", "r2", "r3", address], "priority": 4,
         "sphinx_packet": { "version": 1, "destination": address, "payload": "00ff", "num_hops": 4 },
     });
     let accepted = post(&alice, "/api/betanet/send", &object).await;
@@ -330,31 +438,11 @@ async fn surface(lab: &Lab) {
     );
 
     // Finished packets, whose maker signs for itself.
-    let directory: Value = get(&alice, "/api/betanet/directory").await;
-    let document = STANDARD.decode(directory["document"].as_str().expect("text")).expect("base64");
-    let document = SignedDocument::decode(&document).expect("a document");
-    let seconds = directory["epoch_seconds"].as_u64().expect("a number");
-    let clock = EpochClock::new(Duration::from_secs(seconds)).expect("an epoch");
-    let bob_at: PeerAddress = address.parse().expect("an address");
-    let envelope = envelope(&bob_at, &"hidden ".repeat(1_000));
-    let packets = build_packets(
-        &mut StdRng::seed_from_u64(seed()),
-        now(),
-        (document.document(), clock),
-        bob_at.gateway.expect("it has one"),
-        &envelope,
-        Way { delay: Duration::ZERO, ..Way::default() },
-    )
-    .expect("packets can be built");
+    let document = document(&alice).await;
+    let packets = finished(&alice, &document, &address, &"hidden ".repeat(1_000)).await;
     assert!(packets.len() > 1, "it takes several");
-    for finished in packets {
-        let body = json!({
-            "from_node": "alice",
-            "sphinx_packet": STANDARD.encode(finished.packet.as_bytes()),
-            "route": [finished.first.to_string()],
-        });
-        let forwarded = post(&alice, "/api/betanet/send", &body).await;
-        assert_eq!(forwarded["status"], "forwarded");
+    for packet in &packets {
+        forward(&alice, packet).await;
     }
     let shown = received(&bob).await;
     assert!(shown["from_node"].as_str().expect("a name").starts_with("nobody@"), "{shown}");
@@ -362,11 +450,68 @@ async fn surface(lab: &Lab) {
     assert_eq!(kept["messages"].as_array().expect("a list").len(), 1, "packets are not stored");
 
     let stray = json!({
-        "from_node": "alice", "sphinx_packet": STANDARD.encode([7; 2_400]), "route": ["00".repeat(32)],
+        "from_node": "anna", "sphinx_packet": STANDARD.encode([7; 2_400]), "route": ["00".repeat(32)],
     });
     let refused =
         alice.call::<Value>(alice.request(Method::POST, "/api/betanet/send").json(&stray));
     assert_eq!(refused.await.expect_err("no such relay").status(), Some(422));
+}
+
+/// The active document of the relay directory.
+async fn document(viewer: &Client) -> SignedDocument {
+    document_now(viewer).await.0
+}
+
+/// The same, and the epoch that it is.
+async fn document_now(viewer: &Client) -> (SignedDocument, u64) {
+    let directory: Value = get(viewer, "/api/betanet/directory").await;
+    let document = STANDARD.decode(directory["document"].as_str().expect("text")).expect("base64");
+    let document = SignedDocument::decode(&document).expect("a document");
+    (document, directory["current_epoch"].as_u64().expect("a number"))
+}
+
+/// Packets of a client's own making, whose maker signs for itself.
+async fn finished(
+    viewer: &Client,
+    document: &SignedDocument,
+    to: &str,
+    text: &str,
+) -> Vec<Finished> {
+    let directory: Value = get(viewer, "/api/betanet/directory").await;
+    let seconds = directory["epoch_seconds"].as_u64().expect("a number");
+    let clock = EpochClock::new(Duration::from_secs(seconds)).expect("an epoch");
+    let to: PeerAddress = to.parse().expect("an address");
+    build_packets(
+        &mut StdRng::seed_from_u64(seed()),
+        now(),
+        (document.document(), clock),
+        to.gateway.expect("it has one"),
+        &envelope(&to, text),
+        Way { delay: Duration::ZERO, ..Way::default() },
+    )
+    .expect("packets can be built")
+}
+
+/// Hands a finished packet to the gateway, which passes it on.
+async fn forward(sender: &Client, finished: &Finished) {
+    let body = json!({
+        "from_node": sender.peer(),
+        "sphinx_packet": STANDARD.encode(finished.packet.as_bytes()),
+        "route": [finished.first.to_string()],
+    });
+    let forwarded = post(sender, "/api/betanet/send", &body).await;
+    assert_eq!(forwarded["status"], "forwarded");
+}
+
+/// One message, shown and confirmed.
+async fn send_and_confirm(from: &Client, to: &Client, content: &str) {
+    let draft =
+        Draft { min_anonymity: Some(LEVEL), ..Draft::text(&Lab::address(to).await, content) };
+    let sent = from.send(&draft).await.expect("the mixnet may carry it");
+    let shown = next(to).await;
+    assert_eq!(shown["content"], content);
+    confirm(to, &shown, false).await;
+    becomes(from, sent.message_id, "delivered").await;
 }
 
 fn envelope(to: &PeerAddress, text: &str) -> Vec<u8> {

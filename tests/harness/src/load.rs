@@ -191,6 +191,11 @@ impl Load {
         self.tally.accepted.load(Ordering::Relaxed)
     }
 
+    /// The time, as events of the history tell it.
+    pub fn now(&self) -> u64 {
+        self.recorder.now()
+    }
+
     /// How many messages were shown so far, repetitions counted.
     pub fn shown(&self) -> u64 {
         self.tally.shown.load(Ordering::Relaxed)

@@ -10,6 +10,7 @@
 
 use std::{sync::LazyLock, time::Duration};
 
+use blake3::hazmat::{ContextKey, HasherExt, hash_derive_key_context};
 use chacha20::{
     ChaCha20,
     cipher::{KeyIvInit, StreamCipher},
@@ -70,9 +71,11 @@ impl Suite for Production {
     }
 
     fn derive(shared: &[u8; 32], prefix: &[u8], _: &[u8; 32], epoch: &u64) -> HopKeys {
-        static HASHER: LazyLock<blake3::Hasher> =
-            LazyLock::new(|| blake3::Hasher::new_derive_key("fieldpost sphinx hop v1"));
-        let mut hasher = HASHER.clone();
+        // Not a whole hasher: a part of it is never written, so a static one would keep for ever what
+        // the stack held when the first packet came, such as its shared secret.
+        static CONTEXT: LazyLock<ContextKey> =
+            LazyLock::new(|| hash_derive_key_context("fieldpost sphinx hop v1"));
+        let mut hasher = blake3::Hasher::new_from_context_key(&CONTEXT);
         hasher.update(&[prefix[0], prefix[2]]).update(&epoch.to_be_bytes()).update(shared);
         let mut bytes = Zeroizing::new([0; 32 * 4 + 16]);
         hasher.finalize_xof().fill(&mut *bytes);
@@ -166,9 +169,9 @@ impl Production {
 }
 
 fn wide_block(key: &PayloadKey, role: Role) -> Lioness {
-    static HASHER: LazyLock<blake3::Hasher> =
-        LazyLock::new(|| blake3::Hasher::new_derive_key("fieldpost sphinx payload v1"));
-    let mut hasher = HASHER.clone();
+    static CONTEXT: LazyLock<ContextKey> =
+        LazyLock::new(|| hash_derive_key_context("fieldpost sphinx payload v1"));
+    let mut hasher = blake3::Hasher::new_from_context_key(&CONTEXT);
     hasher.update(&[role as u8]).update(&key.0[..Production::PAYLOAD_KEY]);
     Lioness::new(&hasher)
 }

@@ -12,8 +12,9 @@ use std::{env, fs, path::PathBuf};
 
 use data_encoding::HEXLOWER;
 use ed25519_dalek::Signer;
-use fieldpost_mixnet::directory::{
-    BeaconSource, Document, GossipMessage, SignedDescriptor, SignedDocument,
+use fieldpost_mixnet::{
+    directory::{BeaconSource, Document, GossipMessage, SignedDescriptor, SignedDocument},
+    wire::{Message, Sort},
 };
 use serde_json::{Value, json};
 
@@ -179,6 +180,16 @@ fn write_seeds(vectors: &Value) {
     }
     for (index, message) in vectors["gossip"].as_array().unwrap().iter().enumerate() {
         write_seed("directory_gossip", &format!("message-{index}"), &hex(message));
+    }
+    // A stream of all of them, after the length that the target cuts it into.
+    let gossip = vectors["gossip"].as_array().unwrap().iter().map(hex).map(Message::Gossip);
+    let descriptors = vectors["descriptors"].as_array().unwrap().iter();
+    let descriptors = descriptors.map(|case| Message::Descriptor(hex(&case["signed"])));
+    let messages = gossip.chain(descriptors).flat_map(|message| message.encode());
+    let stream: Vec<u8> = [Sort::Messages as u8].into_iter().chain(messages).collect();
+    for cut in [1_u16, 5, 1_000] {
+        let seed = [&cut.to_le_bytes()[..], &stream].concat();
+        write_seed("mixnet_stream", &format!("messages-{cut}"), &seed);
     }
 }
 

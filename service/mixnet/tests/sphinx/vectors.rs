@@ -15,6 +15,7 @@ use fieldpost_mixnet::{
     fragment::{Fragment, TransferId, split},
     seal::SEAL_OVERHEAD,
     sphinx::{Class, HEADER_LEN, Packet, Production, Surb, SurbId, open},
+    wire::{Sort, append_packet},
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -136,6 +137,16 @@ fn write_seeds() {
         let (surb, _) = Surb::build(&mut Tape::new(8), &route(hops), SurbId([1; 16])).unwrap();
         let (_, reply) = surb.reply(&mut Tape::new(9), b"thanks").unwrap();
         write("sphinx_hop", &format!("reply-{hops}"), reply.as_bytes());
+    }
+    let mut stream = vec![Sort::Packets as u8];
+    for class in Class::ALL {
+        let packet = Packet::build(&mut Tape::new(10), &route(3), class, b"hello").unwrap();
+        append_packet(&packet, &mut stream);
+    }
+    // After the length that the target cuts it into.
+    for cut in [100_u16, 2_401] {
+        let seed = [&cut.to_le_bytes()[..], &stream].concat();
+        write("mixnet_stream", &format!("packets-{cut}"), &seed);
     }
     for (name, case) in ["one", "again", "repair"].into_iter().zip(FRAGMENTS) {
         let mut bytes =

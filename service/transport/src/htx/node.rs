@@ -22,7 +22,7 @@ mod secrets;
 mod tests;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -421,6 +421,9 @@ pub struct HtxFigures {
     pub packets_dropped: u64,
     /// Packets that are held for their delay.
     pub packets_held: usize,
+    /// How long a ping to each neighbour and back took, where one was answered.
+    #[serde(skip)]
+    pub round_trips: Arc<BTreeMap<RelayId, Duration>>,
 }
 
 /// Why a client's packet was not passed on.

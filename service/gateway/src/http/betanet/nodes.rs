@@ -176,6 +176,7 @@ fn running(gateway: &Gateway) -> Vec<BetanetNode> {
         let id = descriptor.id();
         let is_own = Some(id) == own;
         let own = |figure: u64| if is_own { figure } else { 0 };
+        let round_trip = figures.round_trips.get(&id);
         let has_keys = descriptor.keys_of(figures.epoch).is_some();
         BetanetNode {
             id: uuid_of(&id),
@@ -186,7 +187,7 @@ fn running(gateway: &Gateway) -> Vec<BetanetNode> {
             packets_processed: own(figures.packets_forwarded + figures.packets_delivered),
             packets_forwarded: own(figures.packets_forwarded),
             packets_dropped: own(figures.packets_dropped + figures.packets_refused),
-            avg_latency_ms: 0.0,
+            avg_latency_ms: round_trip.map_or(0.0, |trip| trip.as_secs_f64() * 1e3),
             created_at: time(document.frozen_at),
             last_heartbeat: Some(time(epochs.start(descriptor.epoch))),
         }
@@ -379,7 +380,8 @@ pub(super) struct BetanetNode {
     /// Packets it dropped.
     #[schema(minimum = 0)]
     packets_dropped: u64,
-    /// How long it kept one, in milliseconds; 0, as that is not counted.
+    /// How long a ping to it and back took last, in milliseconds; 0 where this gateway has no link to
+    /// it, or has not pinged it yet.
     #[schema(minimum = 0)]
     avg_latency_ms: f64,
     /// When it was entered, or its document was made.

@@ -356,13 +356,25 @@ impl Node {
                     self.refresh(now, time);
                 }
             }
-            LinkEvent::Down { link, is_lost } => {
+            LinkEvent::Down { link, is_lost, at } => {
                 self.unnamed.remove(&link);
                 self.learn(time, ChainEvent::Left(Neighbour(link)));
-                if self.links.down(now, link, is_lost) {
+                let active = self.routes.active().cloned();
+                let is_relay = |relay: &RelayId| {
+                    let listed = active.as_ref().and_then(|active| active.relay(relay));
+                    listed.is_some_and(|listed| listed.relays && !listed.addresses.is_empty())
+                };
+                if let Some(lost) = self.links.down(now, link, is_lost, is_relay) {
                     self.refresh(now, time);
+                    // From here on, no packet of ours is built for a route through it.
+                    tracing::info!(
+                        relay.id = %lost,
+                        switch.duration_us = self::now().duration_since(at).as_micros() as u64,
+                        "out of reach: routes lead around it"
+                    );
                 }
             }
+            LinkEvent::RoundTrip { link, round_trip } => self.links.measured(link, round_trip),
         }
     }
 
@@ -415,7 +427,7 @@ async fn accept(accepted: &mut Option<mpsc::Receiver<LinkEnd>>) -> Option<LinkEn
     }
 }
 
-fn now() -> Instant {
+pub(super) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 

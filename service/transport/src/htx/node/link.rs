@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use fieldpost_mixnet::{
 };
 use tokio::sync::mpsc;
 
+use super::drive::now;
 use crate::htx::drive::{LinkEnd, LinkGone};
 
 /// What a node calls a link.
@@ -27,8 +29,10 @@ pub(super) enum LinkEvent {
     Up { link: LinkNumber, peer: PublicKey },
     /// The other side says something about the directory.
     Message { link: LinkNumber, message: Message },
-    /// It is over, or was never made. `is_lost` unless one side meant it.
-    Down { link: LinkNumber, is_lost: bool },
+    /// A ping was answered after that long.
+    RoundTrip { link: LinkNumber, round_trip: Duration },
+    /// It is over, or was never made. `is_lost` unless one side meant it; `at` is when that was seen.
+    Down { link: LinkNumber, is_lost: bool, at: Instant },
 }
 
 /// The near end of what waits for a link. Dropping it closes the link.
@@ -97,7 +101,7 @@ pub(super) async fn run(
         Err(closed) => closed,
     };
     let is_lost = !matches!(closed, Closed::ByUs | Closed::ByPeer(0));
-    drop(events.send(LinkEvent::Down { link, is_lost }).await);
+    drop(events.send(LinkEvent::Down { link, is_lost, at: now() }).await);
     end.close().await;
 }
 
@@ -146,6 +150,10 @@ impl Task<'_> {
                         outward.writable(stream);
                         outward.send_packets(self.end, &mut packets).await?;
                         outward.send_message(self.end).await?;
+                    }
+                    Some(Action::RoundTrip(round_trip)) => {
+                        let event = LinkEvent::RoundTrip { link: self.link, round_trip };
+                        self.events.send(event).await.map_err(|_| LinkGone)?;
                     }
                     Some(Action::Rejected { .. }) | None => return Ok(Closed::Lost),
                     Some(Action::Closed(closed)) => return Ok(closed),

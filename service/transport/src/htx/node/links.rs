@@ -18,7 +18,10 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
-use super::link::{self, LinkEvent, LinkNumber, LinkQueue, QUEUED_BYTES, Waiting};
+use super::{
+    drive,
+    link::{self, LinkEvent, LinkNumber, LinkQueue, QUEUED_BYTES, Waiting},
+};
 use crate::htx::{DialError, Dialer, ForgetfulRng, LinkEnd, Target};
 
 /// All links of a node, by number and by who is at the other end.
@@ -53,6 +56,7 @@ struct Known {
     dialled: Option<RelayId>,
     is_up: bool,
     used_at: Instant,
+    round_trip: Option<Duration>,
     task: AbortHandle,
 }
 
@@ -163,10 +167,24 @@ impl Links {
         }
     }
 
-    /// A link is over. Says whether the other end is out of reach since.
-    pub(super) fn down(&mut self, now: Instant, link: LinkNumber, is_lost: bool) -> bool {
-        let Some(known) = self.links.remove(&link) else { return false };
-        let Some(peer) = known.peer.or(known.dialled) else { return false };
+    /// A ping on a link was answered after that long.
+    pub(super) fn measured(&mut self, link: LinkNumber, round_trip: Duration) {
+        if let Some(known) = self.links.get_mut(&link) {
+            known.round_trip = Some(round_trip);
+        }
+    }
+
+    /// A link is over. Returns who is out of reach since, if they were not before. Who `is_relay` is
+    /// dialled again, and out of reach until that has shown that it is back.
+    pub(super) fn down(
+        &mut self,
+        now: Instant,
+        link: LinkNumber,
+        is_lost: bool,
+        is_relay: impl Fn(&RelayId) -> bool,
+    ) -> Option<RelayId> {
+        let known = self.links.remove(&link)?;
+        let peer = known.peer.or(known.dialled)?;
         if let Some(links) = self.by_peer.get_mut(&peer) {
             links.retain(|other| *other != link);
             if links.is_empty() {
@@ -174,20 +192,28 @@ impl Links {
             }
         }
         let was_up = known.is_up;
-        let left = self.by_peer.contains_key(&peer);
+        if self.by_peer.contains_key(&peer) {
+            if let Some(dialled) = self.dials.get_mut(&peer) {
+                dialled.attempt.take_if(|attempt| *attempt == link);
+            }
+            return None;
+        }
+        let is_relay = is_relay(&peer);
+        if is_relay {
+            self.want(now, peer);
+        }
+        // Who says goodbye may be back at once; who is lost, or was not there, may not.
+        let mut until = now + if is_lost || !was_up { SUSPECT } else { PARTED };
         if let Some(dialled) = self.dials.get_mut(&peer) {
             dialled.attempt.take_if(|attempt| *attempt == link);
-            if !left {
-                dialled.redial.handle(now, RedialEvent::Lost);
-                (dialled.waiting, dialled.bytes) = (VecDeque::new(), 0);
+            dialled.redial.handle(now, RedialEvent::Lost);
+            (dialled.waiting, dialled.bytes) = (VecDeque::new(), 0);
+            if is_relay && let Some(next) = dialled.redial.next_deadline() {
+                until = until.max(next + ATTEMPT);
             }
         }
-        if !left {
-            // Who says goodbye may be back at once; who is lost, or was not there, may not.
-            let pause = if is_lost || !was_up { SUSPECT } else { PARTED };
-            self.suspects.insert(peer, now + pause);
-        }
-        !left
+        let was_suspect = self.suspects.insert(peer, until).is_some();
+        (!was_suspect).then_some(peer)
     }
 
     /// Which relays are to be kept a link to; others are let go when they have been idle.
@@ -203,6 +229,7 @@ impl Links {
                 || self.by_peer.contains_key(relay)
                 || dialled.attempt.is_some()
                 || !dialled.waiting.is_empty()
+                || self.suspects.contains_key(relay)
         });
         // The link to a relay that nobody needs any more is let go by who dialled it.
         let idle = |known: &Known| {
@@ -251,6 +278,12 @@ impl Links {
     /// Relays that were just found out of reach.
     pub(super) fn suspects(&self) -> BTreeSet<RelayId> {
         self.suspects.keys().copied().collect()
+    }
+
+    /// How long a ping to each neighbour and back took, where one was answered.
+    pub(super) fn round_trips(&self) -> BTreeMap<RelayId, Duration> {
+        let links = self.by_peer.iter().filter_map(|(peer, links)| Some((peer, links.first()?)));
+        links.filter_map(|(peer, link)| Some((*peer, self.links.get(link)?.round_trip?))).collect()
     }
 
     /// Links that are up.
@@ -313,7 +346,8 @@ impl Links {
                         },
                     );
                     tracing::debug!(relay = %relay, reason, "no link");
-                    drop(events.send(LinkEvent::Down { link, is_lost: true }).await);
+                    let down = LinkEvent::Down { link, is_lost: true, at: drive::now() };
+                    drop(events.send(down).await);
                 }
             }
         })
@@ -332,7 +366,8 @@ impl Links {
         self.next += 1;
         let (queue, waiting) = link::queue();
         let task = self.tasks.spawn(task(link, waiting));
-        let known = Known { queue, peer: None, dialled, is_up: false, used_at: now, task };
+        let (peer, round_trip) = (None, None);
+        let known = Known { queue, peer, dialled, is_up: false, used_at: now, round_trip, task };
         self.links.insert(link, known);
         link
     }
@@ -362,8 +397,84 @@ const DIALLED_BYTES: usize = QUEUED_BYTES / 2;
 const ALL_QUEUED_BYTES: usize = 128 << 20;
 /// How long a packet waits for a link.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long routes leave out a relay that was lost or did not answer, unless it is back.
+/// How long routes leave out a relay that was lost or did not answer, at least, unless it is back.
 const SUSPECT: Duration = Duration::from_secs(30);
 /// The same for one that said goodbye.
 const PARTED: Duration = Duration::from_secs(2);
+/// How long an attempt to make a link may take: its steps have 10 s each.
+const ATTEMPT: Duration = Duration::from_secs(15);
 const IDLE: Duration = Duration::from_secs(300);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use fieldpost_envelope::Timestamp;
+    use fieldpost_mixnet::{htx::Settings, sphinx::Class};
+    use rustls::RootCertStore;
+
+    use super::*;
+    use crate::htx::{Template, client_tls};
+
+    #[tokio::test]
+    async fn a_relay_that_does_not_answer_is_left_out_until_it_is_back() {
+        let (mut links, mut events) = links();
+        let start = drive::now();
+        let mut now = start;
+        assert!(links.send(now, RELAY, packet()), "it waits for the link");
+        let mut failures = 0;
+        while now < start + Duration::from_secs(1_200) {
+            now = links.next_deadline().unwrap();
+            links.wake(now, |_, _| None);
+            let Some(LinkEvent::Down { link, is_lost, .. }) = events.recv().await else { panic!() };
+            let news = links.down(now, link, is_lost, |_| true);
+            assert_eq!(news, (failures == 0).then_some(RELAY), "it is told once");
+            failures += 1;
+            // Whatever the pause until the next attempt, and while that is made.
+            let next = links.next_deadline().unwrap();
+            for at in [now, now + (next - now) / 2, next + Duration::from_secs(5)] {
+                links.suspects.retain(|_, until| *until > at);
+                assert!(links.is_suspect(&RELAY), "{:?} after the start", at - start);
+            }
+            assert!(!links.send(now, RELAY, packet()), "nothing waits for it");
+            links.keep(now, BTreeSet::new());
+        }
+        assert!(failures > 15, "{failures} attempts");
+        links.add(now, Some(RELAY), |_, _| std::future::pending());
+        links.up(now, links.next - 1, None);
+        assert_eq!(links.suspects(), BTreeSet::new(), "it is back");
+    }
+
+    #[tokio::test]
+    async fn who_is_no_relay_any_more_is_soon_forgotten() {
+        let (mut links, mut events) = links();
+        let now = drive::now();
+        assert!(links.send(now, RELAY, packet()));
+        let due = links.next_deadline().unwrap();
+        links.wake(due, |_, _| None);
+        let Some(LinkEvent::Down { link, .. }) = events.recv().await else { panic!() };
+        links.down(due, link, true, |_| false);
+        links.suspects.retain(|_, until| *until > due + SUSPECT);
+        links.keep(due + SUSPECT, BTreeSet::new());
+        assert!(links.suspects().is_empty() && links.dials.is_empty());
+    }
+
+    const RELAY: RelayId = RelayId([7; 32]);
+
+    fn packet() -> Packet {
+        Packet::from_bytes(vec![1; Class::Small.packet_len()]).unwrap()
+    }
+
+    fn links() -> (Links, mpsc::Receiver<LinkEvent>) {
+        let dialer = Dialer {
+            tls: client_tls(RootCertStore::empty()).unwrap(),
+            template: Template::default(),
+            settings: Settings::default(),
+            identity: None,
+            clock: Arc::new(|| Timestamp::try_from(1_800_000_000_000).unwrap()),
+        };
+        let (events, happened) = mpsc::channel(16);
+        let (inbound, _) = mpsc::channel(16);
+        (Links::new(dialer, ForgetfulRng::seed_from_u64(1), events, inbound), happened)
+    }
+}

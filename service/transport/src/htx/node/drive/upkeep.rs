@@ -293,6 +293,7 @@ impl Node {
             packets_replayed: relay.replayed,
             packets_dropped: self.figures.packets_dropped + relay.cache_full + relay.overflowed,
             packets_held: self.relay.held(),
+            round_trips: Arc::new(self.links.round_trips()),
             ..self.figures.clone()
         };
         self.outlets.figures.send_replace(figures);
