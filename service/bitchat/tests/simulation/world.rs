@@ -135,6 +135,16 @@ impl World {
         }
     }
 
+    /// Takes a node off the air and puts one with the same keys in its place, which knows nothing.
+    pub(crate) fn restart(&mut self, node: usize) {
+        self.kill(node);
+        let mut rng = StdRng::seed_from_u64(self.seed ^ (node as u64 + 1) << 20);
+        let identity = Identity::generate(&mut rng);
+        // Else it would say what it said before.
+        let rng = StdRng::seed_from_u64(self.rng.random());
+        self.nodes[node] = Node::new(rng, Limits::default(), identity, "again".to_owned());
+    }
+
     pub(crate) fn id(&self, node: usize) -> MeshId {
         self.nodes[node].id()
     }
