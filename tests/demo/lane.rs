@@ -5,15 +5,14 @@ use std::collections::BTreeSet;
 use harness::{
     Client, Frame, Socket,
     client::{DeliveryRecord, Draft, InboxMessage},
-    federation::record_when,
     history::{Confirm, Confirmed, DeliveryReport, Event, Outcome, Report, Send, Shown, Time},
 };
 use reqwest::Method;
 use serde_json::json;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
-use crate::{PATIENCE, timeline::Timeline};
+use crate::{LOOK, PATIENCE, timeline::Timeline};
 
 /// Alice at one end.
 pub(crate) struct Lane<'a> {
@@ -54,8 +53,16 @@ impl Lane<'_> {
         message: Uuid,
         is_so: impl Fn(&DeliveryRecord) -> bool,
     ) -> DeliveryRecord {
-        let record = record_when(&self.alice, message, |record| is_so(&record.recipients[0])).await;
-        record.recipients.into_iter().next().expect("it has one recipient")
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let record = self.alice.record(message).await.expect("alice may ask");
+            let delivery = record.recipients.into_iter().next().expect("it has one recipient");
+            if is_so(&delivery) {
+                return delivery;
+            }
+            assert!(Instant::now() < deadline, "it never comes to that: {delivery:?}");
+            sleep(LOOK).await;
+        }
     }
 
     /// Waits until B has told A that it holds the message, and shows how it came there: over `transport`

@@ -23,7 +23,9 @@ use crate::{
 /// The longest that the whole story may take.
 const LONGEST: Duration = Duration::from_secs(600);
 /// The longest that one step of it may take.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(180);
+/// Between two looks at something that is to change.
+const LOOK: Duration = Duration::from_millis(50);
 const HTX: &str = "htx";
 const BLE: &str = "ble";
 const TEXTS: [&str; 3] =
@@ -57,11 +59,15 @@ async fn main() -> ExitCode {
 
 /// Plays the story and returns what clients saw.
 async fn tell(timeline: &Timeline) -> History {
-    timeline.say("", "Three relays and the gateways A, B and C start, each with a database of its own.");
+    timeline.say(
+        "",
+        "Three relays and the gateways A, B and C start, each with a database of its own.",
+    );
     timeline.add(&format!(
         "A lab: the relay directory's epochs are {EPOCH} long, and relays do not delay packets, so that"
     ));
-    timeline.add("level 3 is declared for the story alone. The radios are an air that is simulated.");
+    timeline
+        .add("level 3 is declared for the story alone. The radios are an air that is simulated.");
     let mut stage = Stage::set().await;
     let (alice, bob) = (stage.a.register("alice").await, stage.b.register("bob").await);
     let carol = stage.c.register("carol").await;
@@ -81,7 +87,8 @@ async fn tell(timeline: &Timeline) -> History {
     let mut at_bob = Listening::begin(timeline, &bob, &lane.recipient).await;
     let first = over_the_mixnet(&stage, &lane, &mut at_bob).await;
     stage.internet.cut();
-    timeline.say("", "The internet is cut: nothing gets to or from the mixnet, and nobody is told.");
+    timeline
+        .say("", "The internet is cut: nothing gets to or from the mixnet, and nobody is told.");
     timeline.add(&format!("A transport that is silent is given up after {FAILOVER_TIMEOUT}."));
     let second = past_a_hop(&lane, &mut at_bob).await;
     let secret = fails_closed(&lane).await;
@@ -105,6 +112,8 @@ async fn tell(timeline: &Timeline) -> History {
     timeline.promise(nothing.messages.is_empty(), || "carol was shown what was not for her".into());
     let mut history = timeline.recorder.finish(true);
     history.levels = levels;
+    timeline.say("", "Everybody stops.");
+    stage.end().await;
     history
 }
 
@@ -230,7 +239,7 @@ async fn arrives_in_private(
     at_bob.confirm(true).await;
     lane.receipts(at_alice, &[secret], "read").await;
     let delivery = lane.report(secret).await;
-    timeline.say("A", "sees how the private message travelled:");
+    timeline.say("A", &format!("sees how the private message travelled ({}):", delivery.status));
     timeline.attempts(&delivery);
     timeline.promise(delivery.attempts.iter().all(|it| it.transport == HTX), || {
         "a message of level 3 should travel over htx alone".into()

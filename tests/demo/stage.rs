@@ -6,7 +6,6 @@ use std::{
     iter,
     path::Path,
     process::{Child, Stdio},
-    time::Duration,
 };
 
 use futures_util::future::join_all;
@@ -15,7 +14,7 @@ use reqwest::Method;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use crate::{PATIENCE, internet::Internet};
+use crate::{LOOK, PATIENCE, internet::Internet};
 
 /// Long, so that no epoch ends in the middle of the story in most of its tellings.
 pub(crate) const EPOCH: &str = "10m";
@@ -28,9 +27,6 @@ pub(crate) const SCENARIO: &str = r#"{"seed": 9, "range_m": 30, "stations": {
     "b": {"path": [{"x": 40, "y": 0}]}
 }}"#;
 const RELAYS: usize = 3;
-/// How long everybody has to find each other.
-const UP_WITHIN: Duration = Duration::from_secs(120);
-const LOOK: Duration = Duration::from_millis(50);
 
 /// Everybody. Dropping it ends all of them.
 pub(crate) struct Stage {
@@ -79,6 +75,7 @@ impl Stage {
             let relay = Options::on(postgres.create_database(&name))
                 .transports("htx")
                 .argument("--relay")
+                .argument("--drain=1s")
                 .argument(format!("--data-dir={}", cache.display()));
             on_mixnet(&name, relay).await
         };
@@ -105,6 +102,13 @@ impl Stage {
         }
         let (_air, _postgres, _folder) = (air, postgres, folder);
         Self { internet, relays, a, b, c, _air, _postgres, _folder }
+    }
+
+    /// Ends everybody in order, all at once.
+    pub(crate) async fn end(mut self) {
+        let relays = self.relays.iter_mut().map(|(relay, _)| relay);
+        let all = [&mut self.a, &mut self.b, &mut self.c].into_iter().chain(relays);
+        join_all(all.map(Gateway::terminate)).await;
     }
 
     /// How many packets of the mixnet each relay has passed on.
@@ -135,7 +139,7 @@ impl Stage {
 
 /// Waits until so many nodes of the mixnet have said what they are.
 async fn described(directory: &Path, nodes: usize) {
-    let deadline = Instant::now() + UP_WITHIN;
+    let deadline = Instant::now() + PATIENCE;
     let count = || fs::read_dir(directory.join("relays")).into_iter().flatten().count();
     while count() < nodes {
         assert!(Instant::now() < deadline, "{} of {nodes} nodes of the mixnet run", count());
@@ -145,8 +149,10 @@ async fn described(directory: &Path, nodes: usize) {
 
 /// A gateway with a database of its own, as it starts by itself.
 fn gateway(transports: &str) -> Options {
-    let options = Options::embedded().transports(transports);
-    options.argument(format!("--failover-timeout={FAILOVER_TIMEOUT}"))
+    Options::embedded()
+        .transports(transports)
+        .argument(format!("--failover-timeout={FAILOVER_TIMEOUT}"))
+        .argument("--drain=1s")
 }
 
 /// How a message would travel now, once `is_so`.
@@ -157,7 +163,7 @@ pub(crate) async fn route_when(
     is_so: impl Fn(&Value) -> bool,
 ) -> Value {
     let path = format!("/v1/routes?to={to}&min_anonymity={level}");
-    let deadline = Instant::now() + UP_WITHIN;
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let route = get(client, &path).await;
         if is_so(&route) {
