@@ -1,274 +1,248 @@
-//! The story of design section 9, told by gateways that really run: three in this process, each on
-//! a database of its own. Until BLE and HTX are built, `memory` networks stand in for both, and the
-//! timeline says so. Exit code 1 if a promise broke.
+//! The story of design section 9, over the transports that it is about: three gateways and three
+//! relays as processes of the program, HTX between A and B, and a simulated air in which C stands
+//! between them. Exit code 1 if a promise broke.
 
-use std::{
-    collections::BTreeMap,
-    io::{Write, stdout},
-    process::ExitCode,
-    time::Duration,
-};
+mod internet;
+mod lane;
+mod stage;
+mod timeline;
 
-use fieldpost_transport::{Faults, MemoryNetwork, MemoryOptions};
-use harness::{
-    Client, Postgres, Recorder, Socket, check,
-    client::{Draft, InboxMessage},
-    federation::{Node, record_when, record_with_status},
-    history::{
-        Confirm, Confirmed, DeliveryReport, Event, History, Outcome, Report, Send, Shown, Violation,
-    },
-};
-use tokio::time::{Instant, timeout};
+use std::{collections::BTreeMap, process::ExitCode, sync::Arc, time::Duration};
+
+use harness::{Client, History, check, lab::Lab};
+use serde_json::Value;
+use tokio::time::timeout;
 use uuid::Uuid;
 
+use crate::{
+    lane::{Lane, Listening},
+    stage::{EPOCH, FAILOVER_TIMEOUT, Stage, get, route_when, transports},
+    timeline::Timeline,
+};
+
 /// The longest that the whole story may take.
-const PATIENCE: Duration = Duration::from_secs(300);
-/// What stands in for HTX, and for BLE; both as the gateways name them.
-const HTX: &str = "htx-stand-in";
-const BLE: &str = "ble-stand-in";
+const LONGEST: Duration = Duration::from_secs(600);
+/// The longest that one step of it may take.
+const PATIENCE: Duration = Duration::from_secs(180);
+/// Between two looks at something that is to change.
+const LOOK: Duration = Duration::from_millis(50);
+const HTX: &str = "htx";
+const BLE: &str = "ble";
 const TEXTS: [&str; 3] =
     ["The bridge at the mill is open.", "The net is down. Can you still hear me?", "Sleep well."];
+const SECRET: &str = "Nobody may know that I write to you.";
+const PRIVATE: u8 = 3;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let story = Story { began: Instant::now(), recorder: Recorder::default() };
-    let (broken, violations) = match timeout(PATIENCE, tell(&story)).await {
-        Ok((history, broken)) => (broken, check(&history)),
-        Err(_) => (vec![format!("the story did not end within {PATIENCE:?}")], Vec::new()),
+    let timeline = Arc::new(Timeline::begin());
+    let telling = tokio::spawn({
+        let timeline = timeline.clone();
+        async move { tell(&timeline).await }
+    });
+    let aborted = telling.abort_handle();
+    let violations = match timeout(LONGEST, telling).await {
+        Ok(Ok(history)) => check(&history),
+        // What it was stands above, by the panic's own words.
+        Ok(Err(_)) => {
+            timeline.broken("the story stopped in the middle");
+            Vec::new()
+        }
+        Err(_) => {
+            aborted.abort();
+            timeline.broken(&format!("the story did not end within {LONGEST:?}"));
+            Vec::new()
+        }
     };
-    story.verdict(&broken, &violations)
+    timeline.verdict(&violations)
 }
 
-/// Plays the story and returns what clients saw, and what was not as promised.
-async fn tell(story: &Story) -> (History, Vec<String>) {
-    story.say("", "Three gateways start, each on a Postgres database of its own.");
-    story.say(
+/// Plays the story and returns what clients saw.
+async fn tell(timeline: &Timeline) -> History {
+    timeline.say(
         "",
-        "This story does not use BLE and HTX yet. Two `memory` networks stand in for them:",
+        "Three relays and the gateways A, B and C start, each with a database of its own.",
     );
-    story.say("", &format!("{HTX} for HTX over the internet, {BLE} for the Bluetooth mesh."));
-    story.say("", "A memory network has a single hop, so C hears nothing of what A sends to B.");
-    let postgres = Postgres::start().await;
-    story.say("", "The databases are up.");
-    let (internet, air) = (MemoryNetwork::new(1), MemoryNetwork::new(2));
-    let a = start(&postgres, "a", &internet, &air).await;
-    let mut b = start(&postgres, "b", &internet, &air).await;
-    let c = start(&postgres, "c", &internet, &air).await;
-    for (name, node) in [("A", &a), ("B", &b), ("C", &c)] {
-        story.say(name, &format!("is gateway {}…", &node.id().to_string()[..12]));
+    timeline.add(&format!(
+        "A lab: the relay directory's epochs are {EPOCH} long, and relays do not delay packets, so that"
+    ));
+    timeline
+        .add("level 3 is declared for the story alone. The radios are an air that is simulated.");
+    let mut stage = Stage::set().await;
+    let (alice, bob) = (stage.a.register("alice").await, stage.b.register("bob").await);
+    let carol = stage.c.register("carol").await;
+    let (sender, recipient) = (Lab::address(&alice).await, Lab::address(&bob).await);
+    for client in [&alice, &bob, &carol] {
+        let address = Lab::address(client).await;
+        let (peer, gateway) = address.split_once('@').expect("it has a gateway");
+        let name = stage_name(peer);
+        timeline.say(name, &format!("runs, with {peer}: gateway {}….", &gateway[..12]));
     }
-    let (alice, bob) = (a.register("alice").await, b.register("bob").await);
-    let carol = c.register("carol").await;
-    let lane =
-        Lane { story, sender: a.address("alice"), recipient: b.address("bob"), client: &alice };
+    meet(timeline, &alice, &recipient).await;
+    meet(timeline, &bob, &sender).await;
+    let levels = levels(&alice).await;
+    let mut at_alice = alice.socket().await.expect("alice can listen");
+    let lane = Lane { timeline, alice, sender, recipient };
 
-    let mut at_bob = bob.socket().await.expect("bob can listen");
-    let first = lane.send(TEXTS[0]).await;
-    story.shown("B", &at_bob.expect_message().await);
-    let mut broken = Vec::new();
-    broken.extend(lane.carried_by(first, HTX).await);
+    let mut at_bob = Listening::begin(timeline, &bob, &lane.recipient).await;
+    let first = over_the_mixnet(&stage, &lane, &mut at_bob).await;
+    stage.internet.cut();
+    timeline
+        .say("", "The internet is cut: nothing gets to or from the mixnet, and nobody is told.");
+    timeline.add(&format!("A transport that is silent is given up after {FAILOVER_TIMEOUT}."));
+    let second = past_a_hop(&lane, &mut at_bob).await;
+    let secret = fails_closed(&lane).await;
+    stage.b.kill();
+    timeline.say("B", "goes dark: killed by SIGKILL. Bob had confirmed nothing yet.");
+    let third = lane.send(TEXTS[2], 0).await;
+    waits(&lane, third).await;
 
-    internet.set_faults(a.id(), b.id(), Faults::CUT);
-    story.say("", "The internet between A and B is cut.");
-    let second = lane.send(TEXTS[1]).await;
-    story.shown("B", &at_bob.expect_message().await);
-    broken.extend(lane.carried_by(second, BLE).await);
+    stage.b.resume().await;
+    timeline.say("B", "is back, on the same database. The internet is still cut.");
+    let sent = [first, second, third];
+    let mut at_bob = all_three(&lane, &bob, &mut at_alice, sent).await;
 
-    at_bob.close().await;
-    b.stop().await;
-    story.say("B", "goes dark.");
-    let third = lane.send(TEXTS[2]).await;
-    let waits = record_when(&alice, third, |record| record.recipients[0].reason.is_some()).await;
-    let reason = waits.recipients[0].reason.clone().unwrap_or_default();
-    story.say("A", &format!("keeps it: {} ({reason}).", waits.status));
-
-    b.resume().await;
-    story.say("B", "returns; the internet is still cut.");
-    let bob = b.client_of(&bob);
-    let shown = receive_all(story, &lane, &bob).await;
-    if shown != [first, second, third] {
-        broken.push(format!("bob should have all three in order, once each, but has {shown:?}"));
-    }
-    for message in [first, second, third] {
+    stage.internet.restore();
+    timeline.say("", "The internet is back.");
+    arrives_in_private(&lane, &mut at_bob, &mut at_alice, secret).await;
+    for message in [first, second, third, secret] {
         lane.report(message).await;
     }
-    story.say("A", "sees all three delivered.");
     let nothing = carol.poll(None, 0).await.expect("carol may look");
-    if !nothing.messages.is_empty() {
-        broken.push("carol was shown what was not for her".to_owned());
-    }
-    let mut history = story.recorder.finish(true);
-    history.levels = BTreeMap::from([(HTX.to_owned(), 3), (BLE.to_owned(), 1)]);
-    (history, broken)
+    timeline.promise(nothing.messages.is_empty(), || "carol was shown what was not for her".into());
+    let mut history = timeline.recorder.finish(true);
+    history.levels = levels;
+    timeline.say("", "Everybody stops.");
+    stage.end().await;
+    history
 }
 
-async fn start(
-    postgres: &Postgres,
-    name: &str,
-    internet: &MemoryNetwork,
-    air: &MemoryNetwork,
-) -> Node {
-    let networks = [
-        (internet, MemoryOptions::named(HTX).with_level(3)),
-        (air, MemoryOptions::named(BLE).with_level(1)),
-    ];
-    let priority = format!("--transport-priority={HTX},{BLE}");
-    Node::start(postgres.create_database(name), &networks, &[&priority]).await
-}
-
-/// Bob opens a new socket: what he has not confirmed comes again, with what is new, in order.
-async fn receive_all(story: &Story, lane: &Lane<'_>, bob: &Client) -> Vec<Uuid> {
-    let (stream, opened) = (story.recorder.new_stream(), story.recorder.now());
-    let mut socket = bob.socket().await.expect("bob can listen");
-    let mut shown = Vec::new();
-    let mut last = 0;
-    while shown.len() < TEXTS.len() {
-        let message = socket.expect_message().await;
-        story.shown("B", &message);
-        last = message.seq;
-        shown.push(message.message_id);
-        story.recorder.add(Event::Shown(Shown {
-            peer: lane.recipient.clone(),
-            seq: message.seq,
-            message: message.message_id,
-            sender: message.from,
-            content: message.content.unwrap_or_default(),
-            gap: message.gap,
-            late: message.late,
-            stream,
-            opened,
-            at: story.recorder.now(),
-        }));
-    }
-    confirm(story, lane, bob, last).await;
-    expect_no_more(&mut socket, &mut shown).await;
-    shown
-}
-
-async fn confirm(story: &Story, lane: &Lane<'_>, bob: &Client, last: u64) {
-    let invoked = story.recorder.now();
-    bob.confirm_up_to(last).await.expect("bob can confirm");
-    story.say("B", &format!("bob confirms all up to {last}."));
-    story.recorder.add(Event::Confirm(Confirm {
-        peer: lane.recipient.clone(),
-        what: Confirmed::UpTo(last),
-        invoked,
-        completed: story.recorder.now(),
-        outcome: Outcome::Done,
-    }));
-}
-
-/// A pong comes after whatever the socket was to show before it.
-async fn expect_no_more(socket: &mut Socket, shown: &mut Vec<Uuid>) {
-    socket.write(&serde_json::json!({ "type": "ping" })).await.expect("the socket is open");
-    loop {
-        match socket.expect().await {
-            harness::Frame::Message(message) => shown.push(message.message_id),
-            harness::Frame::Pong { .. } | harness::Frame::Closed(_) => return,
-            _ => {}
-        }
+fn stage_name(peer: &str) -> &'static str {
+    match peer {
+        "alice" => "A",
+        "bob" => "B",
+        _ => "C",
     }
 }
 
-/// What alice sends to bob.
-struct Lane<'a> {
-    story: &'a Story,
-    sender: String,
-    recipient: String,
-    client: &'a Client,
-}
-
-impl Lane<'_> {
-    async fn send(&self, text: &str) -> Uuid {
-        let recorder = &self.story.recorder;
-        let invoked = recorder.now();
-        let draft = Draft::text(&self.recipient, text);
-        let accepted = self.client.send(&draft).await.expect("A accepts the message");
-        recorder.add(Event::Send(Send {
-            sender: self.sender.clone(),
-            message: accepted.message_id,
-            recipients: vec![self.recipient.clone()],
-            content: text.to_owned(),
-            min_anonymity: 0,
-            ordered: true,
-            ttl: 7 * 86_400 * 1_000_000,
-            invoked,
-            completed: recorder.now(),
-            outcome: Outcome::Done,
-        }));
-        self.story.say("A", &format!("alice writes to bob: “{text}”"));
-        accepted.message_id
-    }
-
-    /// Waits until A knows that B holds the message, and says how it went. Returns what is wrong if
-    /// that was not over `transport`.
-    async fn carried_by(&self, message: Uuid, transport: &str) -> Option<String> {
-        let record = record_when(self.client, message, |record| {
-            record.recipients[0].attempts.iter().any(|attempt| attempt.result == "stored")
-        })
-        .await;
-        let tried: Vec<_> = record.recipients[0]
-            .attempts
-            .iter()
-            .map(|attempt| format!("{} {}", attempt.transport, attempt.result))
-            .collect();
-        self.story.say("A", &format!("has B's receipt: {}.", tried.join(", ")));
-        let is_as_told = tried.contains(&format!("{transport} stored"));
-        (!is_as_told).then(|| format!("{message} should have gone over {transport}"))
-    }
-
-    async fn report(&self, message: Uuid) {
-        let recorder = &self.story.recorder;
-        record_with_status(self.client, message, "delivered").await;
-        let invoked = recorder.now();
-        let record = self.client.record(message).await.expect("alice may ask");
-        let deliveries = record
-            .recipients
-            .into_iter()
-            .map(|one| DeliveryReport {
-                recipient: one.recipient,
-                status: one.status,
-                transports: one.attempts.into_iter().map(|tried| tried.transport).collect(),
-            })
-            .collect();
-        recorder.add(Event::Report(Report {
-            sender: self.sender.clone(),
-            message,
-            deliveries,
-            invoked,
-            completed: recorder.now(),
-            unknown: false,
-        }));
+/// Waits until a message could go over both transports, and says in which order and why.
+async fn meet(timeline: &Timeline, client: &Client, to: &str) {
+    let both = |route: &Value| transports(&route["places"]).len() == 2;
+    let route = route_when(client, to, 0, both).await;
+    let (from, to) = (client.peer(), to.split('@').next().unwrap_or_default());
+    timeline.say(stage_name(from), &format!("reaches {to}'s gateway in two ways:"));
+    for (transport, reason) in transports(&route["places"]) {
+        timeline.add(&format!("{transport} ({reason})"));
     }
 }
 
-/// The timeline, and the history for the judge.
-struct Story {
-    began: Instant,
-    recorder: Recorder,
+/// What each transport declares, for the judge.
+async fn levels(client: &Client) -> BTreeMap<String, u8> {
+    let known = get(client, "/v1/transports").await;
+    let all = known["transports"].as_array().into_iter().flatten();
+    let level = |one: &Value| u8::try_from(one["anonymity_level"].as_u64()?).ok();
+    all.filter_map(|one| Some((one["name"].as_str()?.to_owned(), level(one)?))).collect()
 }
 
-impl Story {
-    fn say(&self, who: &str, what: &str) {
-        let seconds = self.began.elapsed().as_secs_f64();
-        // Whoever closed our output still gets the exit code.
-        let _ = writeln!(stdout().lock(), "{seconds:8.3} s  {who:1}  {what}");
-    }
+async fn over_the_mixnet(stage: &Stage, lane: &Lane<'_>, at_bob: &mut Listening<'_>) -> Uuid {
+    let timeline = lane.timeline;
+    let before = stage.packets().await;
+    let first = lane.send(TEXTS[0], 0).await;
+    at_bob.take(1).await;
+    lane.carried_by(first, HTX).await;
+    let passed = stage.packets_after(&before).await;
+    timeline.say("", &format!("The three relays have passed on {passed:?} packets meanwhile."));
+    first
+}
 
-    fn shown(&self, who: &str, message: &InboxMessage) {
-        let text = message.content.as_deref().unwrap_or_default();
-        self.say(who, &format!("bob is shown number {}: “{text}”", message.seq));
-    }
+async fn past_a_hop(lane: &Lane<'_>, at_bob: &mut Listening<'_>) -> Uuid {
+    let second = lane.send(TEXTS[1], 0).await;
+    at_bob.take(1).await;
+    let delivery = lane.carried_by(second, BLE).await;
+    let mut over_ble = delivery.attempts.iter().filter(|it| it.transport == BLE);
+    lane.timeline.promise(over_ble.any(|it| it.hops == Some(2)), || {
+        "A and B are out of each other's reach, so it should have been two hops".into()
+    });
+    second
+}
 
-    fn verdict(&self, broken: &[String], violations: &[Violation]) -> ExitCode {
-        for problem in broken.iter().cloned().chain(violations.iter().map(ToString::to_string)) {
-            self.say("", &format!("BROKEN: {problem}"));
-        }
-        if broken.is_empty() && violations.is_empty() {
-            self.say("", "The history checker finds no promise broken.");
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        }
+/// What asks for more privacy than the air has waits, and says why.
+async fn fails_closed(lane: &Lane<'_>) -> Uuid {
+    let timeline = lane.timeline;
+    let secret = lane.send(SECRET, PRIVATE).await;
+    let tried = lane.delivery_when(secret, |one| {
+        one.reason.is_some() || one.attempts.iter().any(|it| it.result != "sent")
+    });
+    let delivery = tried.await;
+    let why = delivery.reason.as_deref().unwrap_or("no receipt comes");
+    timeline.say("A", &format!("keeps it ({why}), though B is in range of the radio:"));
+    timeline.attempts(&delivery);
+    let route = route_when(&lane.alice, &lane.recipient, PRIVATE, |_| true).await;
+    let ruled_out = transports(&route["ruled_out"]);
+    for (transport, reason) in &ruled_out {
+        timeline.add(&format!("ruled out: {transport} {reason}"));
     }
+    timeline.promise(ruled_out.iter().any(|(transport, _)| transport == BLE), || {
+        "ble should be ruled out for a message of level 3".into()
+    });
+    secret
+}
+
+/// B is gone without a word, so A tries, hears nothing, and keeps the message.
+async fn waits(lane: &Lane<'_>, message: Uuid) {
+    let kept = lane.delivery_when(message, |one| {
+        one.status == "pending"
+            && (one.reason.is_some() || one.attempts.iter().any(|it| it.result == "silent"))
+    });
+    let delivery = kept.await;
+    let why = delivery.reason.as_deref().unwrap_or("nothing is heard of B");
+    lane.timeline.say("A", &format!("keeps it: {} ({why}).", delivery.status));
+    lane.timeline.attempts(&delivery);
+}
+
+/// Bob has all three, in order, once each; alice is told.
+async fn all_three<'a>(
+    lane: &Lane<'a>,
+    bob: &Client,
+    at_alice: &mut harness::Socket,
+    sent: [Uuid; 3],
+) -> Listening<'a> {
+    let timeline = lane.timeline;
+    let mut at_bob = Listening::begin(timeline, bob, &lane.recipient).await;
+    at_bob.take(sent.len()).await;
+    at_bob.take_the_rest().await;
+    timeline.promise(at_bob.ids() == sent, || {
+        format!("bob should have all three in order, once each, but has {:?}", at_bob.ids())
+    });
+    lane.carried_by(sent[2], BLE).await;
+    at_bob.confirm(false).await;
+    lane.receipts(at_alice, &sent, "delivered").await;
+    at_bob.confirm(true).await;
+    lane.receipts(at_alice, &sent, "read").await;
+    at_bob
+}
+
+/// The private message goes over the mixnet alone, and so do its receipts.
+async fn arrives_in_private(
+    lane: &Lane<'_>,
+    at_bob: &mut Listening<'_>,
+    at_alice: &mut harness::Socket,
+    secret: Uuid,
+) {
+    let timeline = lane.timeline;
+    let before = at_bob.shown.len();
+    at_bob.take(1).await;
+    at_bob.take_the_rest().await;
+    timeline.promise(at_bob.ids()[before..] == [secret], || {
+        format!("bob should have the private message, once, but has {:?}", at_bob.ids())
+    });
+    at_bob.confirm(true).await;
+    lane.receipts(at_alice, &[secret], "read").await;
+    let delivery = lane.report(secret).await;
+    timeline.say("A", &format!("sees how the private message travelled ({}):", delivery.status));
+    timeline.attempts(&delivery);
+    timeline.promise(delivery.attempts.iter().all(|it| it.transport == HTX), || {
+        "a message of level 3 should travel over htx alone".into()
+    });
+    timeline.promise(!delivery.attempts.is_empty(), || "it should have travelled".into());
 }

@@ -15,6 +15,7 @@ use fieldpost_bitchat::{
     },
 };
 use proptest::{collection::vec, option, prelude::*};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 proptest! {
     #[test]
@@ -166,6 +167,49 @@ proptest! {
             prop_assert_eq!(Record::decode(&record.encode()), Ok(record));
         }
     }
+}
+
+#[test]
+fn a_part_that_compression_makes_longer_on_the_wire_still_fits_its_link() {
+    let mut rng = StdRng::seed_from_u64(4);
+    let (mut longer, mut tried) = (0, 0);
+    for most in (150..=512).step_by(20) {
+        for repeated in 2..14 {
+            // All bytes there are, so that no encoder tries the whole; then parts with one short
+            // repetition each, which saves next to nothing.
+            let mut payload: Vec<u8> = (0..=255).collect();
+            while payload.len() < 2000 {
+                payload.extend((0..130).map(|_| rng.random_range(0..140_u8)));
+                payload.extend_from_within(payload.len() - repeated..);
+            }
+            let header = Header {
+                kind: PacketType(0x7F),
+                hops_left: 7,
+                timestamp_ms: rng.random(),
+                sender: MeshId(rng.random()),
+                recipient: (repeated % 2 == 0).then(|| MeshId(rng.random())),
+            };
+            for version in [Version::V1, Version::V2] {
+                let mut packet = Packet::with_version(version, header, payload.clone());
+                if version == Version::V2 {
+                    packet.route = vec![MeshId(rng.random())];
+                }
+                let chunk = fragment::chunk(&packet, most);
+                for part in fragment::split(&packet, rng.random(), chunk, u16::MAX).unwrap() {
+                    let length = part.encode().len();
+                    assert!(length <= most, "{length} bytes on a link that takes {most}");
+                    let bare = match version {
+                        Version::V1 => 14 + 8,
+                        Version::V2 => 16 + 8 + 1 + 8,
+                    };
+                    let recipient = if part.recipient.is_some() { 8 } else { 0 };
+                    longer += usize::from(length > bare + recipient + part.payload().len());
+                    tried += 1;
+                }
+            }
+        }
+    }
+    assert!(longer > 0, "none of {tried} parts became longer: the test tests nothing");
 }
 
 fn packets() -> impl Strategy<Value = Packet> {

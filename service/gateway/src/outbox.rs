@@ -341,15 +341,17 @@ impl Driver {
         let gateway = &self.outbox.gateway;
         let now = gateway.clock.now();
         let renews = self.renew_at <= now;
-        for reach in &mut self.reach {
+        for (reach, transport) in self.reach.iter_mut().zip(&gateway.transports) {
             let current = reach.now.borrow_and_update().clone();
-            if *current == reach.told && !renews {
+            let returned = transport.take_returned();
+            if *current == reach.told && !renews && returned.is_empty() {
                 continue;
             }
             let targets: Vec<String> = current.iter().cloned().collect();
             let until = now + REACH_LEASE;
             gateway.store.hold_reach(gateway.replica, reach.name, &targets, until).await?;
-            let fresh: Vec<String> = current.difference(&reach.told).cloned().collect();
+            let is_fresh = |name: &&String| !reach.told.contains(*name) || returned.contains(*name);
+            let fresh: Vec<String> = current.iter().filter(is_fresh).cloned().collect();
             if !fresh.is_empty() {
                 gateway.learned.reached(now, reach.name, &fresh);
                 gateway.store.reached(now, &fresh).await?;

@@ -99,6 +99,8 @@ struct Shared {
     counters: Mutex<BleCounters>,
     /// Over how many links gateways and phones are.
     hops: Mutex<BTreeMap<String, u8>>,
+    /// Gateways that started anew although they had not gone: at most as many as are there.
+    returned: Mutex<BTreeSet<String>>,
     /// Why a radio is not open, if one is not.
     trouble: Mutex<Option<String>>,
     is_available: AtomicBool,
@@ -327,6 +329,10 @@ impl Transport for BleTransport {
 
     fn hops(&self, target: &str) -> Option<u8> {
         lock(&self.shared.hops).get(target).copied()
+    }
+
+    fn take_returned(&self) -> BTreeSet<String> {
+        std::mem::take(&mut lock(&self.shared.returned))
     }
 
     fn trouble(&self) -> Option<String> {

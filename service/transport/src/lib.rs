@@ -52,6 +52,13 @@ pub trait Transport: Send + Sync {
     /// ids, phones, and `transport:<name>` where a broadcast would be heard.
     fn reachable(&self) -> watch::Receiver<Arc<BTreeSet<String>>>;
 
+    /// Targets in reach that have started anew since the last call, though nobody had missed them:
+    /// what was under way to them may be lost, and what waits for them should leave. Whoever waits for
+    /// changes of [`reachable`](Self::reachable) is woken.
+    fn take_returned(&self) -> BTreeSet<String> {
+        BTreeSet::new()
+    }
+
     /// Takes charge of one envelope to `target`, or says why not.
     ///
     /// If the future is dropped, the envelope may or may not leave. Sending it again is safe:

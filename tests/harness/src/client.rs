@@ -201,6 +201,9 @@ pub struct AttemptRecord {
     /// Why it was chosen, or why it failed.
     #[serde(default)]
     pub reason: Option<String>,
+    /// Over how many links the recipient was, where the transport knew.
+    #[serde(default)]
+    pub hops: Option<u8>,
 }
 
 impl Client {

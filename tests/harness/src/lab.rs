@@ -12,9 +12,10 @@ use futures_util::future::join_all;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
+pub use crate::process::free_port;
 use crate::{
     Client, Gateway, Options,
-    process::{binary, free_port},
+    process::binary,
     spawn::{TemporaryFolder, command},
 };
 

@@ -23,6 +23,7 @@ pub use self::{
     history::{History, Recorder, Violation, check},
     postgres::Postgres,
     process::{Gateway, Options},
+    spawn::TemporaryFolder,
 };
 
 use std::env;

@@ -388,7 +388,11 @@ fn write_master_key(folder: &Path) {
 
 /// A port that nobody listens on. It lies below those that the system gives to outgoing
 /// connections, so that none of these takes it while a gateway is down.
-pub(crate) fn free_port() -> u16 {
+///
+/// # Panics
+///
+/// If there is none.
+pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     const LOWEST: u16 = 10_000;
     const COUNT: u16 = 20_000;

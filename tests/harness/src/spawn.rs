@@ -81,12 +81,16 @@ pub(crate) fn wait_within(child: &mut Child, limit: Duration) -> io::Result<Opti
 
 /// A folder that is removed when it is dropped.
 #[derive(Debug)]
-pub(crate) struct TemporaryFolder(PathBuf);
+pub struct TemporaryFolder(PathBuf);
 
 impl TemporaryFolder {
     /// Short, as it will hold sockets, and open for passing through, as root's children run as
     /// other users.
-    pub(crate) fn new(name: &str) -> Self {
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be made.
+    pub fn new(name: &str) -> Self {
         static SWEEP: Once = Once::new();
         SWEEP.call_once(sweep);
         let unique = Uuid::new_v4().simple().to_string();
@@ -97,7 +101,8 @@ impl TemporaryFolder {
         Self(path)
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
         &self.0
     }
 }

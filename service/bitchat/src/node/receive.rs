@@ -27,6 +27,9 @@ const FRESHNESS_MS: u64 = 120_000;
 const HISTORY_MS: u64 = 6 * 3600 * 1000;
 /// A link changes its peer no more often.
 const REBIND: Duration = Duration::from_secs(60);
+/// What is under way without an answer for so long is said again to whoever announces itself: it may
+/// have been away.
+const STALLED: Duration = Duration::from_secs(3);
 /// The longest public text, in characters.
 const MAX_PUBLIC: usize = 60_000;
 
@@ -225,6 +228,7 @@ impl<R: Rng> Node<R> {
         if is_direct {
             self.bind(now, via, packet.sender);
         }
+        self.say_again(now, packet.sender, STALLED);
         Verdict::Relay
     }
 

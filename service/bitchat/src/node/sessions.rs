@@ -1,5 +1,7 @@
 //! Noise packets for one of ours, and what is inside.
 
+use std::time::Duration;
+
 use rand::Rng;
 
 use super::Node;
@@ -87,7 +89,12 @@ impl<R: Rng> Node<R> {
                     }
                 }
                 Outcome::Opened { pair, plaintext } => self.take_plaintext(now, pair, &plaintext),
-                Outcome::Established { pair, noise_key } => self.established(now, pair, noise_key),
+                Outcome::Established { pair, noise_key, is_anew } => {
+                    self.established(now, pair, noise_key);
+                    if is_anew {
+                        self.started_anew(now, pair);
+                    }
+                }
                 Outcome::Refused { error: NoiseError::Replayed { .. } } => {
                     self.counters.noise_replayed += 1;
                 }
@@ -112,6 +119,15 @@ impl<R: Rng> Node<R> {
         };
         let body = state.encode();
         self.say(now, pair.local, pair.remote, PlaintextType::PEER_STATE, &body, false);
+    }
+
+    /// A peer that lost its session has lost more: it may not know us any more, and has not opened what
+    /// was under way.
+    fn started_anew(&mut self, now: Now, pair: Pair) {
+        self.announce_to_newcomer(now);
+        if pair.local == self.own {
+            self.say_again(now, pair.remote, Duration::ZERO);
+        }
     }
 
     fn take_plaintext(&mut self, now: Now, pair: Pair, plaintext: &[u8]) {

@@ -152,6 +152,23 @@ impl<R: Rng> Node<R> {
         }
     }
 
+    /// Says again what is under way to a peer, where nothing has been heard of it for so long.
+    pub(super) fn say_again(&mut self, now: Now, to: MeshId, silence: Duration) {
+        let of_peer = self.transfers.outgoing.range_mut((to, 0)..=(to, u32::MAX));
+        let mut keys = Vec::new();
+        for (key, outgoing) in of_peer {
+            if now.at.saturating_sub(outgoing.progress_at) < silence {
+                continue;
+            }
+            outgoing.repeats = 0;
+            for segment in outgoing.segments.iter_mut().filter(|segment| !segment.has) {
+                segment.said_at = None;
+            }
+            keys.push(*key);
+        }
+        keys.into_iter().for_each(|key| self.say_segments(now, key));
+    }
+
     /// Says as many segments as the window lets under way.
     fn say_segments(&mut self, now: Now, key: (MeshId, u32)) {
         let Some(outgoing) = self.transfers.outgoing.get_mut(&key) else { return };

@@ -28,8 +28,9 @@ pub(crate) enum Outcome {
     Send { pair: Pair, kind: PacketType, payload: Vec<u8> },
     /// The peer said this.
     Opened { pair: Pair, plaintext: Vec<u8> },
-    /// A session stands; its peer holds this static key.
-    Established { pair: Pair, noise_key: [u8; 32] },
+    /// A session stands; its peer holds this static key. `is_anew` where it takes the place of one:
+    /// the peer may have started anew.
+    Established { pair: Pair, noise_key: [u8; 32], is_anew: bool },
     /// A message was refused.
     Refused { error: NoiseError },
     /// There was no room, or too many handshakes.
@@ -469,10 +470,11 @@ impl Entry {
         let is_confirmed = !as_initiator;
         let live = Live { session, since: now, as_initiator, quiet_until, is_confirmed };
         let old = self.live.replace(live);
+        let is_anew = old.is_some();
         self.old = old.map(|old| (old.session, now + OLD_SESSION));
         self.failures = 0;
         self.used_at = now;
-        out.push(Outcome::Established { pair, noise_key });
+        out.push(Outcome::Established { pair, noise_key, is_anew });
     }
 
     fn open(&mut self, frame: &[u8]) -> Result<Vec<u8>, NoiseError> {

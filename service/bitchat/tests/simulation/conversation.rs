@@ -202,6 +202,34 @@ fn bytes_between_gateways_arrive_whole_over_narrow_lossy_links() {
 }
 
 #[test]
+fn a_node_that_started_anew_hears_of_others_and_gets_what_is_under_way_within_seconds() {
+    for seed in 0..20 {
+        let mut world = World::new(600 + seed);
+        world.line(3);
+        world.run(seconds(20));
+        let to = world.id(2);
+        let send = |n: u128| Command::SendGateway {
+            to,
+            transfer_id: Uuid::from_u128(n),
+            bytes: vec![n as u8; 3000],
+        };
+        world.command(0, send(1));
+        world.run(seconds(5));
+        world.restart(2);
+        world.command(0, send(2));
+        // It is said again after 6 s and then after 12 s.
+        world.run(seconds(7 + seed % 5));
+        let came = Report::Gateway { from: world.id(0), bytes: vec![2; 3000] };
+        assert_eq!(world.reports_of(2).filter(|report| **report == came).count(), 0);
+        world.link(1, 2);
+        world.run(seconds(5));
+        assert_eq!(world.reports_of(2).filter(|report| **report == came).count(), 1, "{seed}");
+        let knows = world.nodes[2].peers().any(|peer| peer.id == world.id(0));
+        assert!(knows, "seed {seed}: it has heard who that is");
+    }
+}
+
+#[test]
 fn files_go_in_a_session_to_those_who_take_them_and_in_clear_to_all() {
     let (mut world, a, b) = neighbours(7);
     let (from, to) = (world.id(a), world.id(b));

@@ -44,6 +44,7 @@ pub(crate) enum End {
 #[derive(Clone)]
 pub(crate) struct Wire {
     ends: [End; 2],
+    max_frame: usize,
     pub(crate) delay_ms: RangeInclusive<u64>,
     pub(crate) loss: f64,
     arrived: [Duration; 2],
@@ -100,7 +101,8 @@ impl World {
         self.count += 1;
         let link = LinkId(self.count);
         let arrived = [self.now; 2];
-        self.wires.insert(link, Wire { ends: [a, b], delay_ms: 5..=15, loss: 0.0, arrived });
+        self.wires
+            .insert(link, Wire { ends: [a, b], max_frame, delay_ms: 5..=15, loss: 0.0, arrived });
         for (end, role) in [(a, Role::Central), (b, Role::Peripheral)] {
             if let End::Node(node) = end {
                 self.give(node, Event::LinkUp { link, role, max_frame, phone: true });
@@ -133,6 +135,16 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Takes a node off the air and puts one with the same keys in its place, which knows nothing.
+    pub(crate) fn restart(&mut self, node: usize) {
+        self.kill(node);
+        let mut rng = StdRng::seed_from_u64(self.seed ^ (node as u64 + 1) << 20);
+        let identity = Identity::generate(&mut rng);
+        // Else it would say what it said before.
+        let rng = StdRng::seed_from_u64(self.rng.random());
+        self.nodes[node] = Node::new(rng, Limits::default(), identity, "again".to_owned());
     }
 
     pub(crate) fn id(&self, node: usize) -> MeshId {
@@ -221,7 +233,8 @@ impl World {
 
     fn transmit(&mut self, link: LinkId, from: End, frame: Vec<u8>) {
         let Some(wire) = self.wires.get_mut(&link) else { return };
-        assert!(frame.len() <= 512, "{} bytes in one frame", frame.len());
+        let most = wire.max_frame;
+        assert!(from == End::Station || frame.len() <= most, "{} bytes of {most}", frame.len());
         if self.watched == Some(link) {
             self.watched_frames.push(frame.clone());
         }

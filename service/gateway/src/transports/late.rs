@@ -141,6 +141,10 @@ impl Transport for LateTransport {
         self.current()?.hops(target)
     }
 
+    fn take_returned(&self) -> BTreeSet<String> {
+        self.current().map(|transport| transport.take_returned()).unwrap_or_default()
+    }
+
     fn trouble(&self) -> Option<String> {
         match self.current() {
             Some(transport) => transport.trouble(),

@@ -4,7 +4,10 @@
 //! its own. What it then sends is counted to its gateway. Nothing here performs I/O; whoever drives
 //! it tells the time and sends what it gives out.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use fieldpost_bitchat::{
     MeshId,
@@ -27,6 +30,8 @@ pub(super) struct Gateways {
     delta: Option<(u64, Vec<u8>)>,
     /// The newest roster of each gateway that was passed up.
     heard: BTreeMap<GatewayId, u64>,
+    /// Gateways of which a node started anew although it had not gone.
+    returned: BTreeSet<GatewayId>,
 }
 
 struct Node {
@@ -84,6 +89,7 @@ impl Gateways {
             roster: None,
             delta: None,
             heard: BTreeMap::new(),
+            returned: BTreeSet::new(),
         }
     }
 
@@ -153,6 +159,7 @@ impl Gateways {
         if others.count() >= NODES_OF_GATEWAY {
             return Err(Refusal::Full);
         }
+        let was_there = self.nodes_of(wall, gateway).next().is_some();
         self.appeared(now, id);
         let knows = self.heard.get(&gateway).copied().unwrap_or(0);
         let Some(node) = self.nodes.get_mut(&id) else { return Err(Refusal::Full) };
@@ -168,7 +175,16 @@ impl Gateways {
         }
         node.answered_at = Some(now);
         node.hello_at = None;
+        if was_there {
+            self.returned.insert(gateway);
+        }
         Ok(Some((id, self.say_hello(true, knows))))
+    }
+
+    /// The gateways since the last call of which a node knows us no more, or is there in place of
+    /// another, although nobody had missed them: what was under way to them may be lost.
+    pub(super) fn take_returned(&mut self) -> BTreeSet<GatewayId> {
+        std::mem::take(&mut self.returned)
     }
 
     /// Who is to be told hello now, and what else is due.

@@ -38,6 +38,35 @@ async fn two_nodes_show_certificates_and_carry_envelopes_and_rosters_both_ways()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_crashed_and_is_back_before_anybody_missed_it_is_said_to_have_returned() {
+    let (left, right) = (socket(), socket());
+    let relay = Station::start(4, &[&left, &right], &[]).await;
+    let alpha = Station::start(5, &[], &[&left]).await;
+    let bravo = Station::start(6, &[], &[&right]).await;
+    alpha.reaches(&bravo.name()).await;
+    bravo.reaches(&alpha.name()).await;
+    assert_eq!(alpha.node.take_returned(), BTreeSet::new(), "it has only come");
+    let mut changes = alpha.node.reachable();
+    drop(bravo);
+    let bravo = Station::start(6, &[], &[&right]).await;
+    let returned = async {
+        loop {
+            let returned = alpha.node.take_returned();
+            if !returned.is_empty() {
+                return returned;
+            }
+            changes.changed().await.unwrap();
+        }
+    };
+    assert_eq!(within(returned).await, BTreeSet::from([bravo.name()]));
+    assert!(alpha.node.reachable().borrow().contains(&bravo.name()), "it was never out of reach");
+    alpha.node.send(&bravo.name(), alpha.envelope(&bravo, 100)).await.unwrap();
+    let there = within(bravo.node.receive()).await.unwrap();
+    assert!(there == alpha.envelope(&bravo, 100).into_bytes());
+    drop(relay);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_too_large_or_leads_nowhere_is_refused_at_once() {
     let alpha = Station::start(3, &[], &[]).await;
     let stranger = GatewayId::from(SigningKey::from_bytes(&[9; 32]).verifying_key());

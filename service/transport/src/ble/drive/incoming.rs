@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::Driver;
 use crate::{
     HeardRoster,
-    ble::{FromPhone, PhoneFile},
+    ble::{FromPhone, PhoneFile, lock},
 };
 
 impl Driver {
@@ -115,6 +115,13 @@ impl Driver {
                         debug!(gateway.id = %gateway, "a gateway is on the mesh");
                     }
                     answer.into_iter().for_each(|answer| self.tell(answer));
+                    let returned = self.gateways.take_returned();
+                    if !returned.is_empty() {
+                        let names = returned.iter().map(ToString::to_string);
+                        lock(&self.shared.returned).extend(names);
+                        // Whoever waits for changes looks, though the same are in reach.
+                        self.outlets.reach.send_modify(|_| {});
+                    }
                 }
                 Err(refusal) => debug!(?refusal, "a node's hello is not believed"),
             }
