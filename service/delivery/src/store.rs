@@ -303,10 +303,13 @@ pub enum Next {
         /// When.
         at: Time,
     },
-    /// Nobody can act on it until a reach event.
+    /// Nobody can act on it now.
     Wait {
         /// Why, for the sender.
         reason: String,
+        /// When to try again though nothing came into reach, such as when a transport has rested;
+        /// `None` if only a reach event helps.
+        until: Option<Time>,
     },
     /// It has ended.
     End {

@@ -459,8 +459,8 @@ impl Book {
                 self.set_due(&key, Some(*at));
                 self.move_to(now, &key, MessageStatus::Pending, reason)
             }
-            Next::Wait { reason } => {
-                self.set_due(&key, None);
+            Next::Wait { reason, until } => {
+                self.set_due(&key, *until);
                 self.move_to(now, &key, MessageStatus::Pending, Some(reason.clone()))
             }
             Next::End { status, reason } => self.end(now, &key, *status, reason.clone()),
