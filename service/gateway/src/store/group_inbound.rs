@@ -12,7 +12,7 @@
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use fieldpost_delivery::{Held, Message, Time, known_after, pass_over, release};
+use fieldpost_delivery::{Held, Message, Time, known_after, pass_over, release, shown_sent_at};
 use fieldpost_envelope::{
     GatewayId, GroupId, LaneSeq, MessageId, PeerAddress, PeerId, Priority, Recipient,
     SignedEnvelope,
@@ -44,6 +44,8 @@ pub struct GroupInbound<'a> {
     pub lane_seq: Option<LaneSeq>,
     /// The last predecessor that had not ended when it left.
     pub after: Option<LaneSeq>,
+    /// When the sender's gateway accepted it, by its own clock.
+    pub sent_at: Time,
     /// The sender's gateway, which signed it.
     pub gateway: GatewayId,
     /// By which receipts name it.
@@ -371,7 +373,8 @@ impl Store {
         if !is_message {
             return Ok(());
         }
-        let sealed = content::encode(message)
+        let sent_at = shown_sent_at(inbound.sent_at, message.expires_at, at);
+        let sealed = content::encode(message, Some(sent_at))
             .and_then(|plain| {
                 key.seal(&associated_data(message.id.0, &sender), &plain).map_err(Into::into)
             })

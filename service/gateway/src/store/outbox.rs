@@ -112,7 +112,7 @@ impl Store {
             };
             claims.push(Claim {
                 accepted_at: row.accepted_at,
-                message: self.unseal(sealed).await?,
+                message: self.unseal(sealed).await?.0,
                 target: target(&row.recipient)?,
                 attempt: row.attempts.unsigned_abs(),
                 lane_seq: row.lane_seq.map(lane),

@@ -157,7 +157,7 @@ impl Store {
             }
             let at = times.at(number);
             let key = self.data_key(at.date_naive()).await?;
-            let sealed = content::encode(&one.inbound.message)
+            let sealed = content::encode(&one.inbound.message, Some(one.inbound.shown_sent_at(at)))
                 .and_then(|plain| {
                     key.seal(&associated_data(name.0, &name.1), &plain).map_err(Into::into)
                 })
