@@ -122,11 +122,17 @@ async fn what_backs_off_because_every_way_failed_leaves_when_one_returns() {
         tried.iter().filter(|one| *one == "htx failed").count() >= 5
     })
     .await;
+    let second = ways.send("while it rests").await;
+    record_when(&ways.alice, second, |record| {
+        let reason = record.recipients[0].reason.as_deref();
+        reason.is_some_and(|reason| reason.contains("htx: failed repeatedly and rests until"))
+    })
+    .await;
     ways.first.set_faults(a, b, Faults::CUT);
     tokio::time::sleep(Duration::from_millis(200)).await;
     let back = Instant::now();
     ways.first.heal();
-    take(&ways.bob, 1).await;
+    take(&ways.bob, 2).await;
     eprintln!("resumed {:?} after the way's return", back.elapsed());
     record_with_status(&ways.alice, sent, "delivered").await;
 }

@@ -152,10 +152,17 @@ async fn what_waits_for_a_gateway_that_is_dark_arrives_when_it_returns() {
     assert!(record.recipients[0].reason.as_deref().unwrap_or_default().contains("out of reach"));
     b.resume().await;
     let bob = b.client_of(&bob);
-    let texts: Vec<_> = take(&bob, 3).await.into_iter().filter_map(|one| one.content).collect();
+    let shown = take(&bob, 3).await;
+    let texts: Vec<_> = shown.iter().filter_map(|one| one.content.as_deref()).collect();
     assert_eq!(texts, ["0", "1", "2"]);
-    for id in sent {
-        record_with_status(&alice, id, "delivered").await;
+    for (id, shown) in sent.into_iter().zip(shown) {
+        let record = record_with_status(&alice, id, "delivered").await;
+        let left_at = record.recipients[0].attempts[0].started_at;
+        assert!(
+            shown.sent_at < left_at,
+            "shown as sent at {}, it left at {left_at}",
+            shown.sent_at
+        );
     }
 }
 

@@ -238,11 +238,10 @@ impl Dispatch {
                     }
                 }
             }
-            Verdict::Waits { reason: _, until: Some(until) } => {
-                let at = until.max(now).min(self.expires_at);
-                self.end(Next::Retry { at });
+            Verdict::Waits { reason, until } => {
+                let until = until.map(|until| until.max(now).min(self.expires_at));
+                self.end(Next::Wait { reason, until });
             }
-            Verdict::Waits { reason, until: None } => self.end(Next::Wait { reason }),
             Verdict::Never { reason } => {
                 self.end(Next::End { status: MessageStatus::Failed, reason: Some(reason) });
             }

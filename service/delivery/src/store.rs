@@ -10,10 +10,10 @@
 
 use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use fieldpost_envelope::{
     AddressError, AnonymityLevel, GatewayId, GroupId, LaneSeq, MessageId, MessageStatus,
-    PeerAddress, PeerId, Priority, ReceiptKind, Recipient,
+    PeerAddress, PeerId, Priority, ReceiptKind, Recipient, limits,
 };
 
 /// The instants of stores, to the microsecond.
@@ -181,6 +181,8 @@ pub struct InboxEntry {
     pub seq: Seq,
     /// When it was accepted here.
     pub accepted_at: Time,
+    /// When it was sent: [`Inbound::shown_sent_at`] of what came from elsewhere.
+    pub sent_at: Time,
     /// The message.
     pub message: Message,
     /// Something of its lane that should come before has not come in time (promise 5).
@@ -303,10 +305,13 @@ pub enum Next {
         /// When.
         at: Time,
     },
-    /// Nobody can act on it until a reach event.
+    /// Nobody can act on it now.
     Wait {
         /// Why, for the sender.
         reason: String,
+        /// When to try again though nothing came into reach, such as when a transport has rested;
+        /// `None` if only a reach event helps.
+        until: Option<Time>,
     },
     /// It has ended.
     End {
@@ -327,7 +332,7 @@ pub struct Inbound {
     pub via: Option<GatewayId>,
     /// Our peer that it is for.
     pub recipient: PeerId,
-    /// When the sender's gateway accepted it.
+    /// When the sender's gateway accepted it, by its own clock.
     pub sent_at: Time,
     /// Its place in its lane, if it has one.
     pub lane_seq: Option<LaneSeq>,
@@ -340,12 +345,27 @@ pub struct Inbound {
 }
 
 impl Inbound {
+    /// When it was sent, as recipients are shown it.
+    pub fn shown_sent_at(&self, arrived_at: Time) -> Time {
+        shown_sent_at(self.sent_at, self.message.expires_at, arrived_at)
+    }
+
     /// Who sent this copy, and where receipts go.
     pub fn signer(&self) -> Option<Correspondent> {
         let sender = &self.message.sender;
         let gateway = self.via.or(sender.gateway).map(Correspondent::Gateway);
         gateway.or_else(|| Correspondent::phone(&sender.peer))
     }
+}
+
+/// When a message from elsewhere was sent, as recipients are shown it: what the sender's gateway says,
+/// but not after it arrived, and not longer before its end of life than any message lives. Nothing
+/// else asks for it, so a clock that lies changes neither order nor expiry.
+pub fn shown_sent_at(said: Time, expires_at: Time, arrived_at: Time) -> Time {
+    let longest = Duration::from_millis(limits::LIFETIME_MS);
+    let earliest =
+        TimeDelta::from_std(longest).ok().and_then(|life| expires_at.checked_sub_signed(life));
+    earliest.map_or(said, |earliest| said.max(earliest)).min(arrived_at)
 }
 
 /// Who gives and gets receipts: a gateway, by its signature, or a phone, by the word of the transport
@@ -447,6 +467,8 @@ pub struct Record {
     pub message: Message,
     /// When it was accepted.
     pub accepted_at: Time,
+    /// When it was sent: [`Inbound::shown_sent_at`] of what came from elsewhere.
+    pub sent_at: Time,
     /// One for each recipient, sorted by recipient.
     pub deliveries: Vec<DeliveryRecord>,
 }

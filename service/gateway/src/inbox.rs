@@ -28,7 +28,7 @@ use tracing::instrument;
 
 use crate::{
     Gateway,
-    outbox::{self, Awaited, Errand, Errands, Heard},
+    outbox::{self, Awaited, Errand, Heard},
     store::{Origin, OwedReceipt},
     telemetry::metrics as names,
 };
@@ -287,7 +287,7 @@ async fn take_for(
                 level: envelope.level,
                 attempt: 1,
             };
-            drop(room.send(Errand { receipt, is_kept: true }));
+            drop(room.send(Errand { receipt, is_kept: false }));
         }
         None => gateway.wake_outbox.notify_one(),
     }
@@ -303,7 +303,7 @@ enum Taken {
 }
 
 /// Stores a message for one peer, if there is room for it; and when. With `sends_receipt` the receipt
-/// that becomes owed is left to the caller.
+/// is left to the caller.
 async fn store(
     gateway: &Gateway,
     arrival: Arrival,
@@ -362,9 +362,8 @@ async fn receive(
     let mut attempt = 1;
     loop {
         let now = gateway.clock.now();
-        let claimed_until = sends_receipt.then(|| now + Errands::CLAIM);
         let order_wait = gateway.config.order_wait;
-        match gateway.store.take_in(now, inbound.clone(), order_wait, claimed_until).await {
+        match gateway.store.take_in(now, inbound.clone(), order_wait, !sends_receipt).await {
             Err(error) if attempt < STORE_ATTEMPTS => {
                 tracing::debug!(%error, "a message from elsewhere was not stored; trying again");
             }

@@ -73,6 +73,8 @@ const MAX_BYTES_FOR_TARGET: usize = 16 << 20;
 const MAX_CLAIMED: usize = 256;
 /// Receipts under way at once.
 const MAX_RECEIPTS: usize = 1024;
+/// How often receipts that are owed are looked for at most: mostly they leave without.
+const RECEIPTS_EVERY: TimeDelta = TimeDelta::milliseconds(20);
 /// How often what is out of reach is laid aside at most.
 const STRAND_EVERY: TimeDelta = TimeDelta::milliseconds(250);
 /// How long this replica's word on what it reaches holds.
@@ -179,6 +181,7 @@ struct Driver {
     bytes_under_way: usize,
     by_target: HashMap<String, Burden>,
     strand_at: Time,
+    receipts_at: Time,
     renew_at: Time,
     reconsider_at: Time,
     warm_at: Time,
@@ -250,6 +253,7 @@ impl Driver {
             bytes_under_way: 0,
             by_target: HashMap::new(),
             strand_at: Time::UNIX_EPOCH,
+            receipts_at: Time::UNIX_EPOCH,
             renew_at: Time::UNIX_EPOCH,
             reconsider_at: Time::UNIX_EPOCH,
             best_level: 0,
@@ -282,10 +286,17 @@ impl Driver {
         }
         self.reconsider(now).await?;
         let reachable = self.reachable();
-        self.claim_deliveries(now, &reachable).await?;
-        self.claim_receipts(now, &reachable).await?;
+        let has_claimed = self.claim_deliveries(now, &reachable).await?;
+        if now >= self.receipts_at {
+            self.claim_receipts(now, &reachable).await?;
+            self.receipts_at = now + RECEIPTS_EVERY;
+        }
         if self.has_backlog {
             return Ok(SWEEP);
+        }
+        if has_claimed {
+            // More has mostly come meanwhile; when next is due can be asked when nothing has.
+            return Ok(LEAST_PAUSE);
         }
         let due = self.outbox.gateway.store.next_due_elsewhere(&reachable).await?;
         let least = if self.is_crowded { CROWDED_PAUSE } else { LEAST_PAUSE };
@@ -410,8 +421,10 @@ impl Driver {
         all.into_iter().cloned().collect()
     }
 
-    async fn claim_deliveries(&mut self, now: Time, reachable: &[String]) -> sqlx::Result<()> {
+    /// Begins what is due; whether there was anything.
+    async fn claim_deliveries(&mut self, now: Time, reachable: &[String]) -> sqlx::Result<bool> {
         (self.has_backlog, self.is_crowded) = (false, false);
+        let mut has_claimed = false;
         loop {
             let targets: Vec<String> = reachable
                 .iter()
@@ -421,21 +434,22 @@ impl Driver {
             self.is_crowded = targets.len() < reachable.len();
             let room = MAX_UNDER_WAY.saturating_sub(self.deliveries.len()).min(MAX_CLAIMED);
             if targets.is_empty() {
-                return Ok(());
+                return Ok(has_claimed);
             }
             if room == 0 || self.bytes_under_way >= MAX_BYTES_UNDER_WAY {
                 self.has_backlog = true;
-                return Ok(());
+                return Ok(has_claimed);
             }
             let lease = self.outbox.rules.lease();
             let claims = self.outbox.gateway.store.claim_due(now, lease, &targets, room).await?;
             let bytes: usize = claims.iter().map(|claim| claim.message.content.bytes.len()).sum();
             let is_last = claims.len() < room && bytes < CLAIM_BYTES;
+            has_claimed |= !claims.is_empty();
             for claim in claims {
                 self.begin(claim);
             }
             if is_last {
-                return Ok(());
+                return Ok(has_claimed);
             }
         }
     }

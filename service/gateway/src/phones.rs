@@ -299,7 +299,7 @@ async fn take_in(gateway: &Gateway, inbound: &Arc<Inbound>) -> sqlx::Result<Rece
     loop {
         let order_wait = gateway.config.order_wait;
         let now = gateway.clock.now();
-        match gateway.store.take_in(now, inbound.clone(), order_wait, None).await {
+        match gateway.store.take_in(now, inbound.clone(), order_wait, true).await {
             Err(error) if attempt < STORE_ATTEMPTS => {
                 tracing::debug!(%error, "a phone's message was not stored; trying again");
             }

@@ -154,6 +154,8 @@ pub struct InboxMessage {
     pub from: String,
     /// To whom, as the sender wrote it.
     pub to: String,
+    /// When its gateway accepted it.
+    pub sent_at: Time,
     /// What, if it is text.
     pub content: Option<String>,
     /// What, if it is not.

@@ -161,7 +161,10 @@ fn without_a_way_it_waits_for_reach_or_for_a_rested_transport_or_fails() {
     assert_eq!(run(&mut waits, 0, Event::Begin), [format!("record then wait: {}", reason())]);
 
     let mut rested = dispatch(nowhere(Verdict::Waits { reason: reason(), until: Some(at(7)) }));
-    assert_eq!(run(&mut rested, 0, Event::Begin), ["record then retry at 7"]);
+    assert_eq!(
+        run(&mut rested, 0, Event::Begin),
+        [format!("record then wait until 7: {}", reason())]
+    );
 
     let mut never = dispatch(nowhere(Verdict::Never { reason: reason() }));
     assert_eq!(run(&mut never, 0, Event::Begin), ["record then end failed"]);
@@ -328,7 +331,10 @@ impl Seen {
                             prop_assert!(at <= expires_at, "it retries what has expired");
                             self.ends += 1;
                         }
-                        Next::Wait { .. } => self.ends += 1,
+                        Next::Wait { until, .. } => {
+                            prop_assert!(until.is_none_or(|until| until <= expires_at));
+                            self.ends += 1;
+                        }
                         Next::End { status, .. } => {
                             prop_assert_eq!(status, MessageStatus::Sent);
                             prop_assert!(matches!(claim.target, Target::Broadcast(_)));
@@ -376,7 +382,10 @@ fn say_next(next: &Next) -> String {
     match next {
         Next::Sent { retry_at, .. } => format!("sent until {}", seconds(retry_at)),
         Next::Retry { at } => format!("retry at {}", seconds(at)),
-        Next::Wait { reason } => format!("wait: {reason}"),
+        Next::Wait { reason, until: None } => format!("wait: {reason}"),
+        Next::Wait { reason, until: Some(until) } => {
+            format!("wait until {}: {reason}", seconds(until))
+        }
         Next::End { status, .. } => format!("end {status}"),
     }
 }

@@ -65,6 +65,7 @@ struct Kept {
 struct Delivery {
     message: Arc<Message>,
     accepted_at: Time,
+    sent_at: Time,
     status: MessageStatus,
     at: Time,
     reason: Option<String>,
@@ -459,8 +460,8 @@ impl Book {
                 self.set_due(&key, Some(*at));
                 self.move_to(now, &key, MessageStatus::Pending, reason)
             }
-            Next::Wait { reason } => {
-                self.set_due(&key, None);
+            Next::Wait { reason, until } => {
+                self.set_due(&key, *until);
                 self.move_to(now, &key, MessageStatus::Pending, Some(reason.clone()))
             }
             Next::End { status, reason } => self.end(now, &key, *status, reason.clone()),
@@ -523,10 +524,9 @@ impl Book {
             Arrival { gateway: inbound.signer(), envelope: inbound.envelope, lane: lane.clone() };
         let here = Here { place, arrival: Some(arrival), ..Here::default() };
         let accepted_at = now.trunc_subsecs(6);
-        self.insert(
-            key.clone(),
-            Delivery::new(&Arc::new(message.clone()), accepted_at, Part::Here(here)),
-        );
+        let delivery = Delivery::new(&Arc::new(message.clone()), accepted_at, Part::Here(here));
+        let sent_at = inbound.shown_sent_at(accepted_at);
+        self.insert(key.clone(), Delivery { sent_at, ..delivery });
         self.owe_receipt(now, &key, ReceiptKind::Stored, None);
         if let Some((lane, lane_seq)) = lane {
             self.releases.insert((later(now, order_wait), key.clone()));
@@ -768,7 +768,8 @@ impl Book {
                 self.deliveries_of(&name).map(|(key, owed)| owed.record(key, true)).collect();
             deliveries.sort_by(|a, b| a.recipient.cmp(&b.recipient));
             let message = Message::clone(&kept.message);
-            return vec![Record { message, accepted_at: kept.accepted_at, deliveries }];
+            let accepted_at = kept.accepted_at;
+            return vec![Record { message, accepted_at, sent_at: accepted_at, deliveries }];
         }
         let shown = self.shown.get(&(caller.clone(), id)).into_iter().flatten();
         shown
@@ -777,6 +778,7 @@ impl Book {
                 Some(Record {
                     message: Message::clone(&delivery.message),
                     accepted_at: delivery.accepted_at,
+                    sent_at: delivery.sent_at,
                     deliveries: vec![delivery.record(key, false)],
                 })
             })
@@ -1000,6 +1002,7 @@ impl Delivery {
         Self {
             message: Arc::clone(message),
             accepted_at,
+            sent_at: accepted_at,
             status: MessageStatus::Pending,
             at: accepted_at,
             reason: None,
@@ -1022,7 +1025,8 @@ impl Delivery {
             Part::Away(_) => (false, false),
         };
         let message = Message::clone(&self.message);
-        InboxEntry { seq, accepted_at: self.accepted_at, message, gap, late }
+        let (accepted_at, sent_at) = (self.accepted_at, self.sent_at);
+        InboxEntry { seq, accepted_at, sent_at, message, gap, late }
     }
 
     fn may_have_left(&self) -> bool {

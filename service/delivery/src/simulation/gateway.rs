@@ -399,7 +399,7 @@ impl World {
                 let Some(live) = node.live.get_mut(&key) else { return };
                 let Ok(settled) = ready(node.store.record(now, &live.claim, &attempts, &next));
                 live.has_left |= matches!(next, Next::Sent { .. });
-                if let Next::Retry { at } = next {
+                if let Next::Retry { at } | Next::Wait { until: Some(at), .. } = next {
                     let at = at - node.skew;
                     self.look_at(number, at.max(self.now + TimeDelta::milliseconds(20)));
                 }

@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use fieldpost_envelope::{
-    AnonymityLevel, GatewayId, LaneSeq, MessageStatus, PeerAddress, PeerId, Priority, ReceiptKind,
+    AnonymityLevel, GatewayId, LaneSeq, MessageId, MessageStatus, PeerAddress, PeerId, Priority,
+    ReceiptKind,
 };
 use rand::RngExt;
 
 use super::{CONTRACT, Item, LOST, NO_LIMIT, ONCE, ORDER, Run, Violation, ensure, gateways, peer};
 use crate::{
     Correspondent, Inbound, InboxEntry, Message, ReceiptOut, Received, Store, Time, Wishes,
-    may_follow,
+    may_follow, shown_sent_at,
 };
 
 /// A lane as its sender's gateway keeps it.
@@ -34,6 +35,8 @@ struct Written {
 /// A message that came.
 pub(super) struct Came {
     pub(super) message: Message,
+    /// What the first copy said.
+    sent_at: Time,
     /// Where receipts go.
     signer: Option<Correspondent>,
     recipient: PeerId,
@@ -83,7 +86,7 @@ impl<S: Store> Run<'_, S> {
             message: message.clone(),
             via: lane.and_then(|(lane, _)| self.lanes[lane].via),
             recipient: recipient.clone(),
-            sent_at: self.now,
+            sent_at: self.now + lie(message.id),
             lane_seq: lane.map(|(_, lane_seq)| lane_seq),
             after,
             envelope: self.rng.random(),
@@ -111,6 +114,7 @@ impl<S: Store> Run<'_, S> {
             (None, Received::Stored { visible }) => {
                 self.came.push(Came {
                     message,
+                    sent_at: inbound.sent_at,
                     signer: inbound.signer(),
                     recipient,
                     lane,
@@ -355,6 +359,10 @@ impl<S: Store> Run<'_, S> {
         };
         let came = &self.came[index];
         ensure!(self, entry.message == came.message, CONTRACT, "{name} otherwise than it came");
+        let expires_at = came.message.expires_at;
+        let sent_at = shown_sent_at(came.sent_at, expires_at, entry.accepted_at);
+        let says = entry.sent_at;
+        ensure!(self, says == sent_at, CONTRACT, "{name} as sent at {says}, it was {sent_at}");
         ensure!(self, !came.shown, ONCE, "{name} at two positions");
         let may = self.may_be_visible(index);
         ensure!(self, may, ORDER, "{name} before its predecessor and before its time");
@@ -628,3 +636,9 @@ fn place_to_seq(place: usize) -> LaneSeq {
 }
 
 const LANES: usize = 6;
+
+/// How wrong the clock of the message's gateway is: by up to 46 days, or a day ahead.
+fn lie(id: MessageId) -> TimeDelta {
+    let seconds = (id.0.as_u128() % 4_100_000) as i64;
+    TimeDelta::seconds(100_000 - seconds)
+}

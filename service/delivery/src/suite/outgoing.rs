@@ -616,7 +616,8 @@ impl<S: Store> Run<'_, S> {
             0..55 if is_broadcast => Next::End { status: MessageStatus::Sent, reason: None },
             0..55 => Next::Sent { envelope: self.rng.random(), retry_at: self.soon() },
             55..75 => Next::Retry { at: self.soon() },
-            75..95 => Next::Wait { reason: "not in reach".into() },
+            75..85 => Next::Wait { reason: "not in reach".into(), until: None },
+            85..95 => Next::Wait { reason: "it rests".into(), until: Some(self.soon()) },
             _ => {
                 let reason = Some("nothing can ever carry it".into());
                 Next::End { status: MessageStatus::Failed, reason }
@@ -678,11 +679,11 @@ impl<S: Store> Run<'_, S> {
                     owed.status = MessageStatus::Sent;
                     owed.reschedule(is_newest, *retry_at);
                 }
-                Next::Retry { at } => {
+                Next::Retry { at } | Next::Wait { until: Some(at), .. } => {
                     owed.is_pending_again(is_newest);
                     owed.reschedule(is_newest, *at);
                 }
-                Next::Wait { .. } => {
+                Next::Wait { until: None, .. } => {
                     owed.is_pending_again(is_newest);
                     owed.due = None;
                     if is_newest {

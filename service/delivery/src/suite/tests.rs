@@ -282,7 +282,7 @@ impl Store for Faulty {
         attempts: &[Attempt],
         next: &Next,
     ) -> Result<Option<Settled>, Infallible> {
-        let wait = Next::Wait { reason: String::new() };
+        let wait = Next::Wait { reason: String::new(), until: None };
         let next = match next {
             Next::Retry { .. } if self.is(Fault::ForgetsRetries) => &wait,
             next => next,

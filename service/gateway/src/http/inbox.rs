@@ -334,7 +334,7 @@ impl From<InboxEntry> for InboxMessage {
     fn from(entry: InboxEntry) -> Self {
         Self {
             seq: entry.seq,
-            body: MessageBody::new(entry.message, entry.accepted_at),
+            body: MessageBody::new(entry.message, entry.sent_at),
             gap: entry.gap,
             late: entry.late,
         }

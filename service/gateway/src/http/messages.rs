@@ -560,7 +560,8 @@ pub struct MessageBody {
     from: String,
     /// The recipient as it was written.
     to: String,
-    /// When it was accepted.
+    /// When the sender's gateway accepted it. From another gateway it is that one's word, but never
+    /// later than its arrival.
     sent_at: DateTime<Utc>,
     expires_at: DateTime<Utc>,
     /// The content, if it was sent as text.
@@ -585,7 +586,7 @@ pub struct MessageBody {
 
 impl MessageBody {
     /// The message as clients see it.
-    pub(super) fn new(message: Message, accepted_at: DateTime<Utc>) -> Self {
+    pub(super) fn new(message: Message, sent_at: DateTime<Utc>) -> Self {
         let Content { bytes, is_text, content_type, message_type, metadata, file_ids, .. } =
             message.content;
         let (content, content_base64) = match String::from_utf8(bytes) {
@@ -597,7 +598,7 @@ impl MessageBody {
             message_id: message.id.0,
             from: message.sender.to_string(),
             to: message.to.to_string(),
-            sent_at: accepted_at,
+            sent_at,
             expires_at: message.expires_at,
             content,
             content_base64,
@@ -684,7 +685,7 @@ impl MessageInfo {
                 attempts: delivery.attempts.into_iter().map(Into::into).collect(),
             })
             .collect();
-        let body = MessageBody::new(record.message, record.accepted_at);
+        let body = MessageBody::new(record.message, record.sent_at);
         Self { body, status, counts, recipients }
     }
 }

@@ -56,6 +56,7 @@ pub(super) async fn take_for_group(
         kind,
         lane_seq: envelope.lane_seq,
         after: envelope.after,
+        sent_at: envelope.sent_at.into(),
         gateway: arrival.signer,
         digest: arrival.digest,
         transport: arrival.transport,

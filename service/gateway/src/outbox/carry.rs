@@ -143,7 +143,7 @@ impl<'a> Journey<'a> {
                         attempts.iter_mut().for_each(|attempt| self.note_hops(attempt));
                         let recorded = record(self.outbox, self.claim, &attempts, &next).await;
                         self.has_left |= recorded && matches!(next, Next::Sent { .. });
-                        if let Next::Retry { at } = next {
+                        if let Next::Retry { at } | Next::Wait { until: Some(at), .. } = next {
                             self.retry_at = Some(at);
                         }
                     }

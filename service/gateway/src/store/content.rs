@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use fieldpost_delivery::{Content, Message, Wishes};
+use fieldpost_delivery::{Content, Message, Time, Wishes};
 use serde::{Deserialize, Serialize};
 use sqlx::error::BoxDynError;
 
@@ -27,10 +27,13 @@ struct Header {
     required: Option<String>,
     #[serde(rename = "a", skip_serializing_if = "std::ops::Not::not")]
     parallel: bool,
+    /// In microseconds.
+    #[serde(rename = "s", skip_serializing_if = "Option::is_none")]
+    sent_at: Option<i64>,
 }
 
-/// The plaintext of the sealed column.
-pub(super) fn encode(message: &Message) -> Result<Vec<u8>, BoxDynError> {
+/// The plaintext of the sealed column. `sent_at` is when it was sent, for what came from elsewhere.
+pub(super) fn encode(message: &Message, sent_at: Option<Time>) -> Result<Vec<u8>, BoxDynError> {
     let Message { content, wishes, .. } = message;
     let header = serde_json::to_vec(&Header {
         content_type: content.content_type.clone(),
@@ -41,6 +44,7 @@ pub(super) fn encode(message: &Message) -> Result<Vec<u8>, BoxDynError> {
         preference: wishes.preference.clone(),
         required: wishes.required.clone(),
         parallel: wishes.parallel,
+        sent_at: sent_at.map(|sent_at| sent_at.timestamp_micros()),
     })?;
     let mut bytes = Vec::with_capacity(4 + header.len() + content.bytes.len());
     bytes.extend_from_slice(&u32::try_from(header.len())?.to_be_bytes());
@@ -50,7 +54,10 @@ pub(super) fn encode(message: &Message) -> Result<Vec<u8>, BoxDynError> {
 }
 
 /// Reads what [`encode`] wrote.
-pub(super) fn decode(mut bytes: Vec<u8>, is_text: bool) -> Result<(Content, Wishes), BoxDynError> {
+pub(super) fn decode(
+    mut bytes: Vec<u8>,
+    is_text: bool,
+) -> Result<(Content, Wishes, Option<Time>), BoxDynError> {
     let (length, rest) = bytes.split_first_chunk().ok_or("content has no header")?;
     let length = usize::try_from(u32::from_be_bytes(*length))?;
     let header: Header =
@@ -70,5 +77,5 @@ pub(super) fn decode(mut bytes: Vec<u8>, is_text: bool) -> Result<(Content, Wish
         required: header.required,
         parallel: header.parallel,
     };
-    Ok((content, wishes))
+    Ok((content, wishes, header.sent_at.and_then(Time::from_timestamp_micros)))
 }

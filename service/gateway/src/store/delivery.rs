@@ -75,7 +75,7 @@ impl fieldpost_delivery::Store for Store {
         inbound: &Inbound,
         order_wait: Duration,
     ) -> sqlx::Result<Received> {
-        self.take_in(now, Arc::new(inbound.clone()), order_wait, None).await
+        self.take_in(now, Arc::new(inbound.clone()), order_wait, true).await
     }
 
     async fn release_held(&self, now: Time, limit: usize) -> sqlx::Result<Vec<PeerId>> {

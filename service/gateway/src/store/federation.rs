@@ -53,9 +53,14 @@ impl Store {
             r#"
             select min(at) from unnest($1::text[]) as target
             cross join lateral (
-                (select next_attempt_at as at from outbox
-                 where outbox.target = target.target and next_attempt_at is not null
-                 order by next_attempt_at limit 1)
+                select min(o.at) as at
+                from unnest(array[0, 1, 2, 3]::smallint[]) as urgency (priority)
+                cross join lateral (
+                    select next_attempt_at as at from outbox
+                    where outbox.target = target.target and outbox.priority = urgency.priority
+                      and next_attempt_at is not null
+                    order by next_attempt_at limit 1
+                ) as o
                 union all
                 (select next_attempt_at from receipt
                  where receipt.gateway = target.target
@@ -73,10 +78,26 @@ impl Store {
     pub async fn strand(&self, now: Time) -> sqlx::Result<u64> {
         sqlx::query!(
             r#"
+            -- A step for each target, however much is owed to it.
+            with recursive owed as (
+                (select target from outbox order by target limit 1)
+                union all
+                select (
+                    select o.target from outbox o
+                    where o.target > owed.target order by o.target limit 1
+                )
+                from owed where owed.target is not null
+            )
             update outbox
             set next_attempt_at = null, waits_for = 'out of reach: no transport leads there now'
-            where next_attempt_at <= $1 and stage < 2
-              and target not in (select target from reach where expires_at > $1)
+            where target = any(array(
+                      select target from owed
+                      where target is not null and not exists (
+                          select from reach where reach.target = owed.target and expires_at > $1
+                      )
+                  ))
+              and priority = any(array[0, 1, 2, 3]::smallint[])
+              and next_attempt_at <= $1 and stage < 2
             "#,
             now,
         )

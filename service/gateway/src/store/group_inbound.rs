@@ -47,6 +47,8 @@ pub struct GroupInbound<'a> {
     pub lane_seq: Option<LaneSeq>,
     /// The last predecessor that had not ended when it left.
     pub after: Option<LaneSeq>,
+    /// When the sender's gateway accepted it, by its own clock.
+    pub sent_at: Time,
     /// The sender's gateway, which signed it.
     pub gateway: GatewayId,
     /// By which receipts name it.

@@ -68,7 +68,7 @@ impl Store {
                     key = self.data_key(day).await?;
                 }
                 let aad = associated_data(message.id.0, &message.sender.to_string());
-                let sealed = content::encode(message)
+                let sealed = content::encode(message, None)
                     .and_then(|plain| key.seal(&aad, &plain).map_err(Into::into))
                     .map_err(sqlx::Error::Encode)?;
                 rows.push(submission, at, sealed);
@@ -430,7 +430,8 @@ impl Store {
                     }
                 }
             }
-            records.push(Record { message: self.unseal(row).await?, accepted_at, deliveries: own });
+            let (message, sent_at) = self.unseal(row).await?;
+            records.push(Record { message, accepted_at, sent_at, deliveries: own });
         }
         Ok(records)
     }
@@ -476,13 +477,14 @@ impl Store {
     }
 
     /// Opens a row of `message`.
-    pub(super) async fn unseal(&self, row: Sealed) -> sqlx::Result<Message> {
+    pub(super) async fn unseal(&self, row: Sealed) -> sqlx::Result<(Message, Time)> {
         let key = self.data_key(row.accepted_at.date_naive()).await?;
         let aad = associated_data(row.message_id, &row.sender);
         let plain =
             key.open(&aad, &row.sealed).map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
-        let (content, wishes) = content::decode(plain, row.is_text).map_err(sqlx::Error::Decode)?;
-        Ok(Message {
+        let (content, wishes, sent_at) =
+            content::decode(plain, row.is_text).map_err(sqlx::Error::Decode)?;
+        let message = Message {
             id: MessageId(row.message_id),
             sender: self.as_written_here(words::parse(&row.sender)?)?,
             to: words::parse(&row.addressed_to)?,
@@ -491,7 +493,8 @@ impl Store {
             priority: words::priority(row.priority)?,
             min_anonymity: words::level(row.min_anonymity)?,
             wishes,
-        })
+        };
+        Ok((message, sent_at.unwrap_or(row.accepted_at)))
     }
 
     /// A peer of this gateway whose message came back from a group elsewhere loses its `@gateway`.

@@ -362,7 +362,7 @@ impl Store {
             &PeerAddress::local(appeared.sender.clone()),
             &Recipient::Peer(appeared.address.clone()),
         );
-        let files = self.unseal(row).await?.content.file_ids;
+        let files = self.unseal(row).await?.0.content.file_ids;
         sqlx::query!(
             r#"
             update message

@@ -28,21 +28,40 @@ impl Store {
         let claimed_until = now + TimeDelta::from_std(lease).unwrap_or(TimeDelta::hours(1));
         let rows = sqlx::query!(
             r#"
-            with due as materialized (
-                select message_id, sender, recipient, size_bytes, priority, next_attempt_at
-                from outbox o
-                where target = any($3) and next_attempt_at <= $1 and expires_at > $1
-                  -- A phone is its own target. It cannot put messages in order, so it gets the next
-                  -- one of a lane when the last has ended, or is a file, which no phone confirms.
-                  and (target <> recipient or lane_seq is null or not exists (
-                      select from outbox p
-                      where p.sender = o.sender and p.recipient = o.recipient
-                        and p.level = o.level and p.lane_seq < o.lane_seq and p.expires_at > $1
-                        and p.stage < 2
-                  ))
-                order by priority desc, next_attempt_at
+            with candidate as materialized (
+                -- Twice as many as are wanted: others may be claiming the first of them this moment.
+                select o.message_id, o.sender, o.recipient
+                from unnest($3::text[]) as reachable (target)
+                cross join unnest(array[0, 1, 2, 3]::smallint[]) as urgency (priority)
+                cross join lateral (
+                    select message_id, sender, recipient, priority, next_attempt_at
+                    from outbox o
+                    where o.target = reachable.target and o.priority = urgency.priority
+                      and next_attempt_at <= $1 and expires_at > $1
+                      -- A phone is its own target. It cannot put messages in order, so it gets the
+                      -- next one of a lane when the last has ended, or is a file, which no phone
+                      -- confirms.
+                      and (target <> recipient or lane_seq is null or not exists (
+                          select from outbox p
+                          where p.sender = o.sender and p.recipient = o.recipient
+                            and p.level = o.level and p.lane_seq < o.lane_seq
+                            and p.expires_at > $1 and p.stage < 2
+                      ))
+                    order by next_attempt_at
+                    limit 2 * $4::bigint
+                ) as o
+                order by o.priority desc, o.next_attempt_at
+                limit 2 * $4::bigint
+            ), due as materialized (
+                select o.message_id, o.sender, o.recipient, o.size_bytes, o.priority,
+                       o.next_attempt_at
+                from candidate c
+                join outbox o
+                    on (o.message_id, o.sender, o.recipient) = (c.message_id, c.sender, c.recipient)
+                where o.next_attempt_at <= $1
+                order by o.priority desc, o.next_attempt_at
                 limit $4
-                for update skip locked
+                for update of o skip locked
             ), fitting as (
                 select message_id, sender, recipient,
                        sum(size_bytes) over (
@@ -73,7 +92,7 @@ impl Store {
             now,
             claimed_until,
             reachable,
-            i64::try_from(limit).unwrap_or(i64::MAX),
+            i64::try_from(limit).unwrap_or(i64::MAX).min(i64::MAX / 2),
             CLAIM_BYTES as i64,
         )
         .fetch_all(&self.pool)
@@ -93,7 +112,7 @@ impl Store {
             };
             claims.push(Claim {
                 accepted_at: row.accepted_at,
-                message: self.unseal(sealed).await?,
+                message: self.unseal(sealed).await?.0,
                 target: target(&row.recipient)?,
                 attempt: row.attempts.unsigned_abs(),
                 lane_seq: row.lane_seq.map(lane),

@@ -32,8 +32,8 @@ pub(super) struct Arriving {
     now: Time,
     inbound: Arc<Inbound>,
     order_wait: Duration,
-    /// Until when the receipt that becomes owed is left to the asker.
-    receipt_claimed_until: Option<Time>,
+    /// Whether the receipt that becomes owed is kept until it has left.
+    keeps_receipt: bool,
 }
 
 impl Question for Arriving {
@@ -80,15 +80,15 @@ type Name = (Uuid, String, String);
 type LaneName = (String, String, String, i16);
 
 impl Store {
-    /// Stores a message from elsewhere, as [`fieldpost_delivery::Store::receive`] does. With
-    /// `receipt_claimed_until`, the caller sends the receipt `stored` that becomes owed; should it
-    /// fail to, the receipt is due at that time.
+    /// Stores a message from elsewhere, as [`fieldpost_delivery::Store::receive`] does. Without
+    /// `keeps_receipt` the caller sends the receipt `stored` at once, and nothing is written of it:
+    /// should this process end before, the sender asks again, as it does when a receipt is lost.
     pub async fn take_in(
         &self,
         now: Time,
         inbound: Arc<Inbound>,
         order_wait: Duration,
-        receipt_claimed_until: Option<Time>,
+        keeps_receipt: bool,
     ) -> sqlx::Result<Received> {
         if inbound.signer().is_none() {
             return Ok(Received::Refused("the sender names no gateway".to_owned()));
@@ -96,7 +96,7 @@ impl Store {
         if !self.peer_exists(&inbound.recipient).await? {
             return Ok(Received::Refused("no such peer at this gateway".to_owned()));
         }
-        let arriving = Arriving { now, inbound, order_wait, receipt_claimed_until };
+        let arriving = Arriving { now, inbound, order_wait, keeps_receipt };
         let store = self.clone();
         let take = move |arriving| {
             let store = store.clone();
@@ -157,7 +157,7 @@ impl Store {
             }
             let at = times.at(number);
             let key = self.data_key(at.date_naive()).await?;
-            let sealed = content::encode(&one.inbound.message)
+            let sealed = content::encode(&one.inbound.message, Some(one.inbound.shown_sent_at(at)))
                 .and_then(|plain| {
                     key.seal(&associated_data(name.0, &name.1), &plain).map_err(Into::into)
                 })
@@ -519,8 +519,6 @@ struct Receipts {
     gateway: Vec<String>,
     at: Vec<Time>,
     level: Vec<i16>,
-    attempts: Vec<i32>,
-    due_at: Vec<Time>,
     expires_at: Vec<Time>,
 }
 
@@ -560,6 +558,9 @@ impl Fresh {
     /// `stored` is owed for each copy that comes: the one before may have been lost. Nobody retries a
     /// broadcast, so nobody has to be told of it.
     fn owe_receipt(&mut self, one: &Arriving) {
+        if !one.keeps_receipt {
+            return;
+        }
         let message = &one.inbound.message;
         // Phones have no word for it.
         let Some(Correspondent::Gateway(gateway)) = receipts_to(&one.inbound) else { return };
@@ -568,8 +569,6 @@ impl Fresh {
         owed.gateway.push(gateway.to_string());
         owed.at.push(one.now);
         owed.level.push(words::level_number(message.min_anonymity));
-        owed.attempts.push(i32::from(one.receipt_claimed_until.is_some()));
-        owed.due_at.push(one.receipt_claimed_until.unwrap_or(one.now));
         owed.expires_at.push(message.expires_at);
     }
 
@@ -603,15 +602,12 @@ impl Fresh {
                 order by 1, 2
                 on conflict do nothing
             ), owed as (
-                insert into receipt (
-                    digest, kind, gateway, at, level, attempts, next_attempt_at, expires_at
-                )
-                select distinct on (digest)
-                       digest, 'stored', gateway, at, level, attempts, due_at, expires_at
+                insert into receipt (digest, kind, gateway, at, level, next_attempt_at, expires_at)
+                select distinct on (digest) digest, 'stored', gateway, at, level, at, expires_at
                 from unnest(
-                    $24::bytea[], $25::text[], $26::timestamptz[], $27::smallint[], $28::integer[],
-                    $29::timestamptz[], $30::timestamptz[]
-                ) as owed (digest, gateway, at, level, attempts, due_at, expires_at)
+                    $24::bytea[], $25::text[], $26::timestamptz[], $27::smallint[],
+                    $28::timestamptz[]
+                ) as owed (digest, gateway, at, level, expires_at)
                 on conflict (digest, kind) do update set next_attempt_at = excluded.next_attempt_at
             ), came as (
                 insert into inbound (
@@ -674,8 +670,6 @@ impl Fresh {
             &self.receipt.gateway,
             &self.receipt.at,
             &self.receipt.level,
-            &self.receipt.attempts,
-            &self.receipt.due_at,
             &self.receipt.expires_at,
         )
         .execute(connection)

@@ -256,8 +256,11 @@ impl Rows {
     fn push(&mut self, step: &Step) {
         let (stage, at, reason, status): (_, _, _, Option<MessageStatus>) = match &step.next {
             Next::Sent { retry_at, .. } => (1, Some(*retry_at), None, None),
-            Next::Retry { at } => (0, Some(*at), None, None),
-            Next::Wait { reason } => (0, None, Some(reason.clone()), None),
+            Next::Retry { at } => {
+                let last = step.attempts.last();
+                (0, Some(*at), last.and_then(|attempt| attempt.reason.clone()), None)
+            }
+            Next::Wait { reason, until } => (0, *until, Some(reason.clone()), None),
             Next::End { status, reason } => (0, None, reason.clone(), Some(*status)),
         };
         self.message_id.push(step.delivery.message_id);

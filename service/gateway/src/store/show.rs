@@ -100,13 +100,8 @@ impl Store {
         let mut entries = Vec::with_capacity(shown.len());
         for Shown { seq, gap, late, row } in shown {
             let accepted_at = row.accepted_at;
-            entries.push(InboxEntry {
-                seq,
-                accepted_at,
-                message: self.unseal(row).await?,
-                gap,
-                late,
-            });
+            let (message, sent_at) = self.unseal(row).await?;
+            entries.push(InboxEntry { seq, accepted_at, sent_at, message, gap, late });
         }
         Ok(entries)
     }

@@ -222,7 +222,7 @@ async fn read(
             let status = status_for(viewer, &record);
             let delivered_at = confirmed
                 .filter(|_| matches!(status, MessageStatus::Delivered | MessageStatus::Read));
-            BitchatMessage::new(record.message, record.accepted_at, status, delivered_at)
+            BitchatMessage::new(record.message, record.sent_at, status, delivered_at)
         })
         .collect();
     Ok(axum::Json(messages))

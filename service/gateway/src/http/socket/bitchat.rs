@@ -39,7 +39,7 @@ pub(super) fn message(entry: InboxEntry) -> String {
         Recipient::Group { id, .. } => Some(id.clone()),
         Recipient::Peer(_) | Recipient::Broadcast => None,
     };
-    let data = BitchatMessage::new(entry.message, entry.accepted_at, MessageStatus::Sent, None);
+    let data = BitchatMessage::new(entry.message, entry.sent_at, MessageStatus::Sent, None);
     match group {
         Some(group) => {
             json!({"type": "group_message", "group_id": group.as_str(), "data": data}).to_string()

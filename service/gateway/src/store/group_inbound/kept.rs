@@ -1,6 +1,6 @@
 //! What was said to groups, kept until it takes effect and as long as copies may come.
 
-use fieldpost_delivery::{Message, Time};
+use fieldpost_delivery::{Message, Time, shown_sent_at};
 use fieldpost_envelope::{Recipient, SignedEnvelope};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -137,7 +137,8 @@ impl Store {
         if !is_message {
             return Ok(());
         }
-        let sealed = content::encode(message)
+        let sent_at = shown_sent_at(inbound.sent_at, message.expires_at, at);
+        let sealed = content::encode(message, Some(sent_at))
             .and_then(|plain| {
                 key.seal(&associated_data(message.id.0, &sender), &plain).map_err(Into::into)
             })
