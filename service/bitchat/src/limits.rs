@@ -93,7 +93,7 @@ impl Default for Limits {
             peers: 2048,
             new_peers_per_link_a_minute: 120,
             presence: Duration::from_secs(180),
-            frames_per_link_a_second: 200,
+            frames_per_link_a_second: 300,
             relays_per_link_a_second: 100,
             frames_per_link: 1024,
             held: 1024,

@@ -14,9 +14,11 @@ const BROADCAST_PACE: Duration = Duration::from_millis(30);
 const DIRECTED_PACE: Duration = Duration::from_millis(25);
 /// Between other frames to a phone.
 const PHONE_PACE: Duration = Duration::from_millis(4);
-/// Between fragments for a gateway at the other end, where a phone might have been: as many a second
-/// as it takes ([`Limits::frames_per_link_a_second`]).
-const GATEWAY_PACE: Duration = Duration::from_millis(5);
+/// Between fragments for a gateway at the other end, where a phone might have been: nearly as many a
+/// second as it takes ([`Limits::frames_per_link_a_second`]), so that the link's back-pressure decides.
+const GATEWAY_PACE: Duration = Duration::from_millis(4);
+/// How far a gateway's pace may be caught up with, where timers or the link made it late.
+const CATCH_UP: Duration = Duration::from_millis(20);
 /// Between any frames where no phone is.
 const PLAIN_PACE: Duration = Duration::from_millis(1);
 
@@ -51,6 +53,8 @@ pub(super) struct Link {
     /// The peer at the other end, as far as its announces tell.
     pub(super) bound: Option<MeshId>,
     pub(super) bound_at: Duration,
+    /// When that peer last announced itself over it; announces go over all links of a pair.
+    pub(super) announced_at: Duration,
     /// Whom it has still to hear of, after it came up.
     pub(super) greet: VecDeque<MeshId>,
     pub(super) greet_at: Duration,
@@ -86,6 +90,7 @@ impl Link {
             is_gateway: false,
             bound: None,
             bound_at: now,
+            announced_at: now,
             greet: VecDeque::new(),
             greet_at: now,
             asked_until: Duration::ZERO,
@@ -141,14 +146,15 @@ impl Link {
         {
             // What goes further than this neighbour keeps to the pace that relays allow.
             let ends_here = waiting.flow.is_some_and(|(_, to)| self.bound == Some(to));
-            self.bulk_at = now
-                + match (self.phone, waiting.fragment) {
-                    (false, _) => PLAIN_PACE,
-                    (true, _) if self.is_gateway && ends_here => GATEWAY_PACE,
-                    (true, Some(Reach::Broadcast)) => BROADCAST_PACE,
-                    (true, Some(Reach::Directed)) => DIRECTED_PACE,
-                    (true, None) => PHONE_PACE,
-                };
+            self.bulk_at = match (self.phone, waiting.fragment) {
+                (false, _) => now + PLAIN_PACE,
+                (true, _) if self.is_gateway && ends_here => {
+                    self.bulk_at.max(now.saturating_sub(CATCH_UP)) + GATEWAY_PACE
+                }
+                (true, Some(Reach::Broadcast)) => now + BROADCAST_PACE,
+                (true, Some(Reach::Directed)) => now + DIRECTED_PACE,
+                (true, None) => now + PHONE_PACE,
+            };
             return Some(waiting);
         }
         None

@@ -258,7 +258,7 @@ impl<R: Rng> Node<R> {
             link.bound_at = now.at;
         }
         if link.bound == Some(id) {
-            link.is_gateway = is_gateway;
+            (link.is_gateway, link.announced_at) = (is_gateway, now.at);
         }
     }
 

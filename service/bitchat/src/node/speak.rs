@@ -26,6 +26,8 @@ const MAX_PUBLIC: usize = 60_000;
 const PUBLIC_PART: usize = COMPRESSION_THRESHOLD - 1;
 /// What an iPhone takes at the least (ATT MTU 185), and so a good guess for links further on.
 const CAUTIOUS_FRAME: usize = 182;
+/// Within this an announce comes over all links of a pair that work.
+const TOGETHER: Duration = Duration::from_secs(5);
 /// Packets that wait for their sender's first announce to get round; further ones are refused.
 const DEFERRED: usize = 256;
 
@@ -231,10 +233,15 @@ impl<R: Rng> Node<R> {
     }
 
     /// The link of a peer that packets take: a pair may have two, and one copy is enough. The one
-    /// on which we are central, as iOS prefers; of several, the one that was bound first.
+    /// on which we are central, as iOS prefers; of several, the one that was bound first. One that
+    /// missed an announce which came over another may be dead on the other side.
     fn best_link(&self, id: MeshId) -> Option<LinkId> {
-        let of_peer = self.links.iter().filter(|(_, link)| link.bound == Some(id));
-        let best = of_peer.min_by_key(|(_, link)| (link.role != Role::Central, link.bound_at));
+        let of_peer = || self.links.iter().filter(|(_, link)| link.bound == Some(id));
+        let announced_at = of_peer().map(|(_, link)| link.announced_at).max()?;
+        let best = of_peer().min_by_key(|(_, link)| {
+            let missed_one = announced_at.saturating_sub(link.announced_at) > TOGETHER;
+            (missed_one, link.role != Role::Central, link.bound_at)
+        });
         best.map(|(id, _)| *id)
     }
 

@@ -87,6 +87,21 @@ fn two_links_between_a_pair_carry_one_copy() {
 }
 
 #[test]
+fn of_two_links_between_a_pair_the_one_that_went_dead_is_left() {
+    let (mut world, a, b) = neighbours(16);
+    world.wire(End::Node(b), End::Node(a), 512);
+    world.run(seconds(30));
+    // The one that a prefers, being central there.
+    world.wire_mut(LinkId(1)).loss = 1.0;
+    world.run(seconds(60));
+    let (from, to) = (world.id(a), world.id(b));
+    let (message_id, text) = (Uuid::from_u128(1), "still here".to_owned());
+    world.command(a, Command::SendPrivate { from, to, message_id, text });
+    world.run(seconds(3));
+    assert_eq!(world.private_texts(b), ["still here"]);
+}
+
+#[test]
 fn a_repeated_message_is_shown_once_and_acknowledged_again() {
     let (mut world, a, b) = neighbours(3);
     let (from, to) = (world.id(a), world.id(b));
