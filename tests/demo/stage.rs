@@ -121,6 +121,24 @@ impl Stage {
         packets
     }
 
+    /// How many packets of the mesh C has passed on, once it has: it counts now and then.
+    pub(crate) async fn relayed_by_c(&self) -> u64 {
+        let admin = Client::new(&self.c.admin_url(), false);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = admin.request(Method::GET, "/metrics").send().await;
+            let text = answer.expect("C shows its metrics").text().await.expect("they are text");
+            let mut lines = text.lines();
+            let value = lines.find_map(|line| line.strip_prefix("fieldpost_ble_relayed_total "));
+            let count = value.and_then(|count| count.parse().ok()).unwrap_or(0);
+            if count > 0 {
+                return count;
+            }
+            assert!(Instant::now() < deadline, "C has passed on nothing");
+            sleep(LOOK).await;
+        }
+    }
+
     /// How many since `before`, once each has passed on some: a route leads over all of them. They
     /// count now and then.
     pub(crate) async fn packets_after(&self, before: &[u64]) -> Vec<u64> {
