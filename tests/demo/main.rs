@@ -114,7 +114,7 @@ async fn tell(timeline: &Timeline) -> History {
     timeline.promise(nothing.messages.is_empty(), || "carol was shown what was not for her".into());
     let mut history = timeline.recorder.finish(true);
     history.levels = levels;
-    timeline.say("", "Everybody stops.");
+    timeline.say("", "A, B and C stop.");
     stage.end().await;
     history
 }
