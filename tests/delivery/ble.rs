@@ -263,6 +263,18 @@ async fn a_gateway_in_between_relays_and_what_waits_for_it_leaves_when_it_is_bac
     assert_eq!(take(&bob, 1).await[0].content.as_deref(), Some("over two links"));
     record_with_status(&alice, sent.message_id, "delivered").await;
 
+    // What the one in between passed on is among its figures, which are shown now and then.
+    let deadline = Instant::now() + PATIENCE;
+    while metric(&c, "fieldpost_ble_relayed_total ").await == 0.0 {
+        assert!(Instant::now() < deadline, "nothing was relayed");
+        sleep(std::time::Duration::from_millis(100)).await;
+    }
+    assert_eq!(metric(&c, "fieldpost_ble_links ").await, 2.0);
+    for reason in ["unsigned", "over_rate", "link"] {
+        let refused = format!("fieldpost_ble_refused_total{{reason=\"{reason}\"}} ");
+        assert_eq!(metric(&c, &refused).await, 0.0, "{reason}");
+    }
+
     c.kill();
     let waiting = alice.send(&Draft::text(&to_bob, "once you are back")).await.unwrap();
     c.resume().await;
@@ -362,6 +374,15 @@ async fn on_air(gateway: &Gateway, peer: &str) -> Client {
     let changed: Value = client.call(request.json(&json!({ "on_air": true }))).await.unwrap();
     assert_eq!(changed["on_air"], true);
     client
+}
+
+/// The value of one of a gateway's metrics, named with its labels and a space.
+async fn metric(gateway: &Gateway, name: &str) -> f64 {
+    let admin = Client::new(&gateway.admin_url(), false);
+    let answer = admin.request(Method::GET, "/metrics").send().await.unwrap();
+    let text = answer.text().await.unwrap();
+    let value = text.lines().find_map(|line| line.strip_prefix(name));
+    value.unwrap_or_else(|| panic!("there is no {name}in {text}")).parse().unwrap()
 }
 
 async fn gateway_id(client: &Client) -> String {

@@ -88,6 +88,6 @@ async fn pass_on(
 async fn passes(is_up: &mut watch::Receiver<bool>) {
     if is_up.wait_for(|up| *up).await.is_err() {
         // The internet is gone for good, and this task with it.
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }

@@ -91,6 +91,8 @@ async fn tell(timeline: &Timeline) -> History {
         .say("", "The internet is cut: nothing gets to or from the mixnet, and nobody is told.");
     timeline.add(&format!("A transport that is silent is given up after {FAILOVER_TIMEOUT}."));
     let second = past_a_hop(&lane, &mut at_bob).await;
+    let relayed = stage.relayed_by_c().await;
+    timeline.say("C", &format!("stands between them, and has passed on {relayed} packets so far."));
     let secret = fails_closed(&lane).await;
     stage.b.kill();
     timeline.say("B", "goes dark: killed by SIGKILL. Bob had confirmed nothing yet.");
@@ -112,7 +114,7 @@ async fn tell(timeline: &Timeline) -> History {
     timeline.promise(nothing.messages.is_empty(), || "carol was shown what was not for her".into());
     let mut history = timeline.recorder.finish(true);
     history.levels = levels;
-    timeline.say("", "Everybody stops.");
+    timeline.say("", "A, B and C stop.");
     stage.end().await;
     history
 }

@@ -104,11 +104,9 @@ impl Stage {
         Self { internet, relays, a, b, c, _air, _postgres, _folder }
     }
 
-    /// Ends everybody in order, all at once.
+    /// Ends the three gateways in order, while the relays still run.
     pub(crate) async fn end(mut self) {
-        let relays = self.relays.iter_mut().map(|(relay, _)| relay);
-        let all = [&mut self.a, &mut self.b, &mut self.c].into_iter().chain(relays);
-        join_all(all.map(Gateway::terminate)).await;
+        join_all([&mut self.a, &mut self.b, &mut self.c].map(Gateway::terminate)).await;
     }
 
     /// How many packets of the mixnet each relay has passed on.
@@ -119,6 +117,24 @@ impl Stage {
             packets.push(status["network"]["packetsProcessed"].as_u64().unwrap_or(0));
         }
         packets
+    }
+
+    /// How many packets of the mesh C has passed on, once it has: it counts now and then.
+    pub(crate) async fn relayed_by_c(&self) -> u64 {
+        let admin = Client::new(&self.c.admin_url(), false);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = admin.request(Method::GET, "/metrics").send().await;
+            let text = answer.expect("C shows its metrics").text().await.expect("they are text");
+            let mut lines = text.lines();
+            let value = lines.find_map(|line| line.strip_prefix("fieldpost_ble_relayed_total "));
+            let count = value.and_then(|count| count.parse().ok()).unwrap_or(0);
+            if count > 0 {
+                return count;
+            }
+            assert!(Instant::now() < deadline, "C has passed on nothing");
+            sleep(LOOK).await;
+        }
     }
 
     /// How many since `before`, once each has passed on some: a route leads over all of them. They

@@ -64,3 +64,30 @@ pub struct Counters {
     /// Links turned away.
     pub links_refused: u64,
 }
+
+impl Counters {
+    /// What was turned away, with a word for the reason. What had merely been seen is not among it.
+    pub fn refused(&self) -> [(&'static str, u64); 19] {
+        [
+            ("over_rate", self.over_rate),
+            ("undecodable", self.undecodable),
+            ("stale", self.stale),
+            ("echo", self.echoes),
+            ("unsigned", self.unsigned),
+            ("unknown_sender", self.unknown_sender),
+            ("spoofed", self.spoofed),
+            ("malformed", self.malformed),
+            ("peer", self.peers_refused),
+            ("relay", self.relay_refused),
+            ("queue_full", self.queue_full),
+            ("unfit", self.unfit),
+            ("fragment", self.fragments_refused),
+            ("noise", self.noise_refused),
+            ("noise_replayed", self.noise_replayed),
+            ("noise_limited", self.noise_limited),
+            ("ping", self.pings_refused),
+            ("transfer", self.transfers_refused),
+            ("link", self.links_refused),
+        ]
+    }
+}

@@ -14,7 +14,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -103,6 +103,7 @@ struct Shared {
     returned: Mutex<BTreeSet<String>>,
     /// Why a radio is not open, if one is not.
     trouble: Mutex<Option<String>>,
+    links: AtomicUsize,
     is_available: AtomicBool,
     is_stopping: AtomicBool,
     envelopes_sent: AtomicU64,
@@ -230,6 +231,11 @@ impl BleTransport {
     /// What the core has counted.
     pub fn counters(&self) -> BleCounters {
         *lock(&self.shared.counters)
+    }
+
+    /// How many links are up.
+    pub fn links(&self) -> usize {
+        self.shared.links.load(Ordering::Relaxed)
     }
 
     fn post(&self, change: impl FnOnce(&mut Posted)) {

@@ -12,6 +12,7 @@ use crate::config::{BleRadio, Config};
 
 const NAME: &str = "Bluetooth";
 const SETTINGS: &str = "BlueZ settings";
+const RANGE: &str = "Bluetooth range";
 const MAIN_CONF: &str = "/etc/bluetooth/main.conf";
 const PATIENCE: Duration = Duration::from_secs(3);
 /// From this version on, BlueZ opens one ATT channel unless told otherwise.
@@ -42,7 +43,15 @@ pub(super) async fn examine(config: &Config) -> Vec<Finding> {
         let text = fs::read_to_string(MAIN_CONF).unwrap_or_default();
         findings.push(settings(version, &text));
     }
+    findings.push(untried());
     findings
+}
+
+/// What nobody should take for shown.
+fn untried() -> Finding {
+    let detail = "the radio was tried on BlueZ with virtual controllers; range, real adapters and real \
+                  handsets were not: try yours before you rely on it";
+    Finding::info(RANGE, detail)
 }
 
 fn adapter(
@@ -196,6 +205,13 @@ mod tests {
             assert_eq!(found.verdict, Verdict::Warning);
             assert!(found.detail.contains(says) && found.advice.is_some(), "{found:?}");
         }
+    }
+
+    #[test]
+    fn what_was_not_tried_is_said_and_counts_as_no_failure() {
+        let found = untried();
+        assert_eq!(found.verdict, Verdict::Info);
+        assert!(["range", "adapters", "handsets"].iter().all(|word| found.detail.contains(word)));
     }
 
     #[test]

@@ -53,6 +53,24 @@ pub const MESH_LINKS_OPENED_TOTAL: &str = "fieldpost_mesh_links_opened_total";
 pub const MESH_DIALS_TOTAL: &str = "fieldpost_mesh_dials_total";
 /// Envelopes that `mesh` had brought again later, since too many waited here.
 pub const MESH_ENVELOPES_PUT_OFF_TOTAL: &str = "fieldpost_mesh_envelopes_put_off_total";
+/// Frames on links of `ble`, by `direction`.
+pub const BLE_FRAMES_TOTAL: &str = "fieldpost_ble_frames_total";
+/// Bytes in the frames that `ble` sent.
+pub const BLE_SENT_BYTES_TOTAL: &str = "fieldpost_ble_sent_bytes_total";
+/// What `ble` turned away, by `reason`: frames, packets, links, and what was asked of it.
+pub const BLE_REFUSED_TOTAL: &str = "fieldpost_ble_refused_total";
+/// Packets that `ble` had seen before.
+pub const BLE_DUPLICATES_TOTAL: &str = "fieldpost_ble_duplicates_total";
+/// Packets of others that `ble` passed on.
+pub const BLE_RELAYED_TOTAL: &str = "fieldpost_ble_relayed_total";
+/// Packets that `ble` did not pass on, since a neighbour was faster.
+pub const BLE_RELAYS_CANCELLED_TOTAL: &str = "fieldpost_ble_relays_cancelled_total";
+/// Sets of fragments that came to no packet, by `reason`.
+pub const BLE_SETS_LOST_TOTAL: &str = "fieldpost_ble_sets_lost_total";
+/// Noise sessions of `ble` that have stood.
+pub const BLE_SESSIONS_TOTAL: &str = "fieldpost_ble_sessions_total";
+/// Links of `ble` that are up.
+pub const BLE_LINKS: &str = "fieldpost_ble_links";
 /// Deliveries that ended because their time was over.
 pub const DELIVERIES_EXPIRED_TOTAL: &str = "fieldpost_deliveries_expired_total";
 /// Rows that wait, by `queue`, counted up to 100 000.
@@ -146,6 +164,23 @@ fn describe() {
     );
     describe_counter!(MESH_LINKS_OPENED_TOTAL, Unit::Count, "Links of mesh that were believed");
     describe_counter!(MESH_DIALS_TOTAL, Unit::Count, "Attempts of mesh to dial another gateway");
+    describe_counter!(BLE_FRAMES_TOTAL, Unit::Count, "Frames on links of ble, by direction");
+    describe_counter!(BLE_SENT_BYTES_TOTAL, Unit::Bytes, "Bytes in frames that ble sent");
+    describe_counter!(BLE_REFUSED_TOTAL, Unit::Count, "What ble turned away, by reason");
+    describe_counter!(BLE_DUPLICATES_TOTAL, Unit::Count, "Packets that ble had seen before");
+    describe_counter!(BLE_RELAYED_TOTAL, Unit::Count, "Packets of others that ble passed on");
+    describe_counter!(
+        BLE_RELAYS_CANCELLED_TOTAL,
+        Unit::Count,
+        "Packets that ble did not pass on, since a neighbour was faster"
+    );
+    describe_counter!(
+        BLE_SETS_LOST_TOTAL,
+        Unit::Count,
+        "Sets of fragments that came to no packet, by reason"
+    );
+    describe_counter!(BLE_SESSIONS_TOTAL, Unit::Count, "Noise sessions of ble that have stood");
+    describe_gauge!(BLE_LINKS, Unit::Count, "Links of ble that are up");
     describe_counter!(
         MESH_ENVELOPES_PUT_OFF_TOTAL,
         Unit::Count,

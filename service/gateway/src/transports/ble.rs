@@ -10,17 +10,21 @@ use fieldpost_transport::{
 };
 use hkdf::Hkdf;
 use sha2::Sha256;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use super::{
     BLE, CERTIFICATE_LIFETIME, LONGEST_PAUSE, LateTransport, certify, let_go, renew, until_started,
 };
-use crate::{Gateway, config::BleRadio, phones, store::phones::AIR_LEASE};
+use crate::{
+    Gateway, config::BleRadio, phones, store::phones::AIR_LEASE, telemetry::metrics as names,
+};
 
 /// How often it is looked who is on the air though nobody said that this has changed.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Between two looks at the node's counters.
+const COUNTED_EVERY: Duration = Duration::from_secs(2);
 /// Phones whose pinned keys are taken along: as many as the node remembers, less some for newcomers.
 const PINS: i64 = 1536;
 
@@ -46,6 +50,7 @@ pub(super) async fn keep(
         () = host(&gateway, &ble, alone) => {}
         () = phones::listen(&gateway, &ble, BLE) => {}
         () = phones::note(&gateway, &ble) => {}
+        () = count(&ble) => {}
     }
     stop.cancelled().await;
     let_go(&gateway, BLE).await;
@@ -131,6 +136,33 @@ fn identity(seed: &[u8; 32]) -> BleIdentity {
         made.expand(purpose, key.as_mut_slice()).expect("HKDF-SHA256 gives up to 8160 bytes");
     }
     BleIdentity::from_keys(&noise, &signing)
+}
+
+/// Shows what the node has counted among the metrics, for ever.
+async fn count(ble: &BleTransport) {
+    loop {
+        let counters = ble.counters();
+        for (direction, frames) in
+            [("received", counters.frames_received), ("sent", counters.frames_sent)]
+        {
+            metrics::counter!(names::BLE_FRAMES_TOTAL, "direction" => direction).absolute(frames);
+        }
+        metrics::counter!(names::BLE_SENT_BYTES_TOTAL).absolute(counters.bytes_sent);
+        for (reason, count) in counters.refused() {
+            metrics::counter!(names::BLE_REFUSED_TOTAL, "reason" => reason).absolute(count);
+        }
+        metrics::counter!(names::BLE_DUPLICATES_TOTAL).absolute(counters.duplicates);
+        metrics::counter!(names::BLE_RELAYED_TOTAL).absolute(counters.relayed);
+        metrics::counter!(names::BLE_RELAYS_CANCELLED_TOTAL).absolute(counters.relay_cancelled);
+        for (reason, sets) in
+            [("given_up", counters.sets_given_up), ("broken", counters.sets_broken)]
+        {
+            metrics::counter!(names::BLE_SETS_LOST_TOTAL, "reason" => reason).absolute(sets);
+        }
+        metrics::counter!(names::BLE_SESSIONS_TOTAL).absolute(counters.sessions);
+        metrics::gauge!(names::BLE_LINKS).set(ble.links() as f64);
+        sleep(COUNTED_EVERY).await;
+    }
 }
 
 /// Speaks for the peers that are on the air and that no other replica speaks for, for ever.

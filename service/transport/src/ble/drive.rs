@@ -346,6 +346,7 @@ impl Driver {
             (false, _) => Some(troubles.join("; ")),
         };
         *lock(&self.shared.counters) = self.node.counters();
+        self.shared.links.store(self.links.len(), Ordering::Relaxed);
     }
 
     fn now(&self) -> Now {

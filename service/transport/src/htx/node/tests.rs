@@ -45,6 +45,15 @@ async fn messages_of_all_sizes_pass_both_ways_over_three_relays() {
     net.close().await;
 }
 
+#[test]
+fn a_lab_needs_no_way_out_of_its_machine_and_the_mixnet_proper_does() {
+    let needs = |lab| {
+        let can = HtxTransport::declared(lab);
+        (can.is_offline_capable, can.requires_internet)
+    };
+    assert_eq!((needs(true), needs(false)), ((true, false), (false, true)));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_answered_before_the_gateway_has_dealt_with_it() {
     let net = Net::start(3, 2, HOUR).await;
