@@ -13,7 +13,11 @@ mod setup;
 
 use std::{
     hint::black_box,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -356,13 +360,16 @@ async fn node(seed: u8, relays: bool) -> Arc<HtxTransport> {
     HtxTransport::start(options, key, certificate, Arc::new(time)).await.expect("a node")
 }
 
+/// Each another: one that is still on its way is not sent a second time.
 fn envelope(size: usize) -> SignedEnvelope {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = u128::from(NUMBER.fetch_add(1, Ordering::Relaxed));
     let recipient = PeerAddress::remote("bob".parse().expect("a name"), gateway_id(GATEWAYS[1]));
     let envelope = Envelope {
         sender: PeerAddress::remote("alice".parse().expect("a name"), gateway_id(GATEWAYS[0])),
         recipient: recipient.clone().into(),
         to: recipient.into(),
-        message_id: MessageId(uuid::Uuid::from_bytes([7; 16])),
+        message_id: MessageId(uuid::Uuid::from_u128(number)),
         sent_at: time(),
         expires_at: Timestamp::try_from(time().as_millis() + 3_600_000).expect("a time"),
         priority: Priority::Normal,

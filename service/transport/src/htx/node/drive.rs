@@ -22,7 +22,7 @@ use fieldpost_mixnet::{
     receiver::{self, Receiver},
     relay::{self, Relay},
     replay::{RECORD_LEN, ReplayCache},
-    sender::{self, Sender},
+    sender::{self, SendId, Sender},
     sphinx::Packet,
     wire::Message,
 };
@@ -170,6 +170,9 @@ pub(super) struct Node {
     descriptor: Option<watch::Sender<SignedDescriptor>>,
     handed: Arc<Handed>,
     next_send: u64,
+    hasher: RandomState,
+    /// A keyed hash of each message that the sender has, so that none is sent twice at a time.
+    under_way: BTreeMap<SendId, u64>,
     slot_at: Instant,
     tick_at: Instant,
     described_epoch: Option<Epoch>,
@@ -241,6 +244,8 @@ impl Node {
             records: BTreeMap::new(),
             handed,
             next_send: 0,
+            hasher: RandomState::new(),
+            under_way: BTreeMap::new(),
             slot_at: now,
             tick_at: now,
             described_epoch: None,
@@ -262,14 +267,17 @@ impl Node {
     pub(super) async fn run(mut self, inlets: Inlets) {
         let Inlets { mut commands, mut accepted, mut events, mut packets } = inlets;
         let handed = Arc::clone(&self.handed);
-        let mut batch = Vec::with_capacity(BATCH);
+        let (mut batch, mut orders) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
         loop {
             let deadline = self.next_deadline();
             tokio::select! {
-                command = commands.recv() => match command {
-                    Some(Command::Stop) | None => break,
-                    Some(command) => self.obey(command),
-                },
+                count = commands.recv_many(&mut orders, BATCH) => {
+                    let stops = orders.iter().any(|order| matches!(order, Command::Stop));
+                    if count == 0 || stops {
+                        break;
+                    }
+                    orders.drain(..).for_each(|order| self.obey(order));
+                }
                 Some(event) = events.recv() => self.hear(event),
                 count = packets.recv_many(&mut batch, BATCH), if !packets.is_closed() || !packets.is_empty() => {
                     if count > 0 {
@@ -304,6 +312,8 @@ impl Node {
     fn obey(&mut self, command: Command) {
         let (now, time) = (now(), (self.clock)());
         match command {
+            // Who does not wait any more asks again: to send it now would be to send it twice.
+            Command::Send { answer, .. } if answer.is_closed() => {}
             Command::Send { target, message, answer } => {
                 // Whoever asked may have gone.
                 answer.send(self.send(&target, message)).unwrap_or_default();

@@ -174,8 +174,8 @@ impl Links {
         }
     }
 
-    /// A link is over. Returns who is out of reach since, if they were not before. Who `is_relay` is
-    /// dialled again, and out of reach until that has shown that it is back.
+    /// A link is over. Returns who is out of reach since, if they were not before. Who `is_relay` and
+    /// said no goodbye is dialled again, and out of reach until that has shown that it is back.
     pub(super) fn down(
         &mut self,
         now: Instant,
@@ -198,17 +198,21 @@ impl Links {
             }
             return None;
         }
-        let is_relay = is_relay(&peer);
-        if is_relay {
+        // Who says goodbye may be back at once; who is lost, or was not there, may not.
+        let is_gone = is_lost || !was_up;
+        let is_sought = is_gone && is_relay(&peer);
+        if is_sought {
             self.want(now, peer);
         }
-        // Who says goodbye may be back at once; who is lost, or was not there, may not.
-        let mut until = now + if is_lost || !was_up { SUSPECT } else { PARTED };
+        let mut until = now + if is_gone { SUSPECT } else { PARTED };
         if let Some(dialled) = self.dials.get_mut(&peer) {
             dialled.attempt.take_if(|attempt| *attempt == link);
-            dialled.redial.handle(now, RedialEvent::Lost);
+            // A link that was let go of is made again only where it is wanted.
+            let is_over = !is_gone && !self.wanted.contains(&peer);
+            let event = if is_over { RedialEvent::Unwanted } else { RedialEvent::Lost };
+            dialled.redial.handle(now, event);
             (dialled.waiting, dialled.bytes) = (VecDeque::new(), 0);
-            if is_relay && let Some(next) = dialled.redial.next_deadline() {
+            if is_sought && let Some(next) = dialled.redial.next_deadline() {
                 until = until.max(next + ATTEMPT);
             }
         }
@@ -443,6 +447,22 @@ mod tests {
         links.add(now, Some(RELAY), |_, _| std::future::pending());
         links.up(now, links.next - 1, None);
         assert_eq!(links.suspects(), BTreeSet::new(), "it is back");
+    }
+
+    #[tokio::test]
+    async fn a_link_that_was_let_go_of_is_made_again_only_when_it_is_needed() {
+        let (mut links, _events) = links();
+        let now = drive::now();
+        assert!(links.send(now, RELAY, packet()));
+        let due = links.next_deadline().unwrap();
+        links.wake(due, |_, _| None);
+        let link = links.next - 1;
+        links.up(due, link, None);
+        links.down(due, link, false, |_| true);
+        assert_eq!(links.next_deadline(), None);
+        links.suspects.retain(|_, until| *until > due + PARTED);
+        assert!(links.send(due + PARTED, RELAY, packet()), "it waits for a new link");
+        assert!(links.next_deadline().is_some());
     }
 
     #[tokio::test]

@@ -1,6 +1,9 @@
 //! Packets: through the relay core, to the receiver, from the sender.
 
-use std::time::{Duration, Instant};
+use std::{
+    hash::BuildHasher,
+    time::{Duration, Instant},
+};
 
 use fieldpost_envelope::{GatewayId, SealingKey};
 use fieldpost_mixnet::{
@@ -107,8 +110,12 @@ impl Node {
                     self.pass(now, to, packet);
                 }
                 sender::Action::NoRoute(_) => self.slot_at = now + ROUTELESS_PAUSE,
-                sender::Action::Committed(_) => self.figures.messages_committed += 1,
+                sender::Action::Committed(send) => {
+                    self.under_way.remove(&send);
+                    self.figures.messages_committed += 1;
+                }
                 sender::Action::Failed { send, reason } => {
+                    self.under_way.remove(&send);
                     self.figures.messages_failed += 1;
                     tracing::debug!(send = send.0, %reason, "a message is given up");
                     failed.push(Failed { send, reason });
@@ -136,6 +143,11 @@ impl Node {
         let keys = self.routes.sealing_keys(&node).ok_or_else(unreachable)?;
         let erased_at = self.epochs.erased_at(keys.epoch).as_millis();
         let left = Duration::from_millis(erased_at.saturating_sub(time.as_millis()));
+        let hash = self.hasher.hash_one((target, &message));
+        if self.under_way.values().any(|other| *other == hash) {
+            // It goes on by itself until it is answered or given up; a copy would only be in its way.
+            return Ok(());
+        }
         let send = SendId(self.next_send);
         self.next_send += 1;
         let outgoing = Outgoing {
@@ -153,6 +165,7 @@ impl Node {
                 reason => SendError::Failed(reason.to_string()),
             });
         }
+        self.under_way.insert(send, hash);
         self.figures.messages_sent += 1;
         Ok(())
     }
