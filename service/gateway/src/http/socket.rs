@@ -40,15 +40,16 @@ use crate::{
         submit::{Draft, Submitted, submit},
     },
     presence,
-    store::SMALL_PAGE_BYTES,
+    store::{LARGE_PAGE, SMALL_PAGE, SMALL_PAGE_BYTES},
     subscribers::{Event, Subscription},
 };
 
 mod bitchat;
 mod v1;
 
-/// How many messages are read from the store at a time.
-const PAGE: usize = 512;
+/// How many messages are read from the store at first; twice as many after each full page, as far
+/// as pages go, because a statement costs more than a row.
+const FIRST_PAGE: usize = 512;
 /// How many sends of one socket are under way at once; more wait unread.
 const SENDS_UNDER_WAY: usize = 64;
 /// How many confirmations wait for the database; more wait unread.
@@ -296,6 +297,8 @@ struct Session<'a> {
     subscription: Subscription,
     /// Whether the inbox may hold more.
     hungry: bool,
+    /// How many messages are read next.
+    page: usize,
     showing: Option<BoxFuture<'a, sqlx::Result<Vec<InboxEntry>>>>,
     confirming: Option<BoxFuture<'a, (Confirmations, sqlx::Result<Vec<Settled>>)>>,
     waiting: Confirmations,
@@ -320,6 +323,7 @@ impl<'a> Session<'a> {
             cursor: after,
             subscription,
             hungry: true,
+            page: FIRST_PAGE,
             showing: None,
             confirming: None,
             waiting: Confirmations::default(),
@@ -377,9 +381,9 @@ impl<'a> Session<'a> {
         let (gateway, peer) = (self.gateway, self.peer);
         if self.hungry && self.showing.is_none() {
             self.hungry = false;
-            let cursor = self.cursor;
+            let (cursor, page) = (self.cursor, self.page);
             self.showing = Some(
-                async move { gateway.store.show(gateway.clock.now(), peer, cursor, PAGE).await }
+                async move { gateway.store.show(gateway.clock.now(), peer, cursor, page).await }
                     .boxed(),
             );
         }
@@ -452,7 +456,9 @@ impl<'a> Session<'a> {
             }
         };
         let bytes: usize = entries.iter().map(|entry| entry.message.content.bytes.len()).sum();
-        self.hungry |= entries.len() == PAGE || bytes >= SMALL_PAGE_BYTES;
+        let is_full = entries.len() >= self.page.min(SMALL_PAGE) || bytes >= SMALL_PAGE_BYTES;
+        self.page = if is_full { (2 * self.page).min(LARGE_PAGE) } else { FIRST_PAGE };
+        self.hungry |= is_full;
         self.cursor = entries.last().map_or(self.cursor, |last| last.seq);
         self.look_ahead().await;
         for entry in entries {
