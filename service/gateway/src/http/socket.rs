@@ -129,7 +129,7 @@ async fn open(
         .max_write_buffer_size(MAX_WRITE_BUFFER_BYTES)
         .max_message_size(MAX_BODY_BYTES)
         .max_frame_size(MAX_BODY_BYTES);
-    Ok(upgrade.on_upgrade(move |socket| serve(gateway, socket, peer, dialect, after)))
+    Ok(upgrade.on_upgrade(move |socket| serve(gateway, Box::new(socket), peer, dialect, after)))
 }
 
 /// How a socket may be opened where a browser cannot set headers.
@@ -240,35 +240,30 @@ impl End {
     }
 }
 
+/// Parts that are over soon, or come late, are boxed: the rest is what an idle socket holds.
 #[tracing::instrument(level = "debug", name = "socket", skip_all, fields(peer.id = %peer, socket.dialect = ?dialect))]
 async fn serve(
     gateway: Gateway,
-    mut socket: WebSocket,
+    mut socket: Box<WebSocket>,
     peer: PeerId,
     dialect: Dialect,
     after: Seq,
 ) {
     // Subscribed before anything is read, so that nothing can arrive unnoticed.
     let subscription = gateway.subscribers.socket(peer.clone());
-    if let Err(error) = presence::opened(&gateway, &peer).await {
+    if let Err(error) = presence::opened(&gateway, &peer).boxed().await {
         tracing::warn!(%error, peer.id = %peer, "presence not noted");
     }
     let mut session = Session::new(&gateway, &peer, dialect, after, subscription);
-    let Some(end) = gateway.cut_off.run_until_cancelled(session.run(&mut socket)).await else {
+    let running = session.run(&mut socket).boxed();
+    let Some(end) = gateway.cut_off.run_until_cancelled(running).await else {
         return;
     };
-    session.finish().await;
-    if let Some(close) = end.close() {
-        let sent = timeout(CLOSE_DEADLINE, socket.send(Message::Close(Some(close))));
-        let is_sent = gateway.cut_off.run_until_cancelled(sent).await;
-        if end != End::Revoked && matches!(is_sent, Some(Ok(Ok(())))) {
-            session.take_last_confirmations(&mut socket).await;
-        }
-    }
+    session.close(&mut socket, end).boxed().await;
     drop(session);
     metrics::counter!("fieldpost_sockets_closed_total", "reason" => end.label()).increment(1);
     tracing::debug!(socket.end = end.label(), "socket ends");
-    if let Err(error) = presence::closed(&gateway, &peer).await {
+    if let Err(error) = presence::closed(&gateway, &peer).boxed().await {
         tracing::warn!(%error, peer.id = %peer, "presence not noted");
     }
     // Nothing is held for the client by now; a close frame that waits for it costs a file handle.
@@ -283,6 +278,7 @@ async fn serve(
             }
         }
     })
+    .boxed()
     .await;
 }
 
@@ -347,24 +343,24 @@ impl<'a> Session<'a> {
                 self.last_heard = Instant::now();
             }
             let outcome = tokio::select! {
-                frame = socket.recv(), if reads => self.read(socket, frame).await,
+                frame = socket.recv(), if reads => self.read(socket, frame).boxed().await,
                 shown = wait_for(&mut self.showing) => {
                     self.showing = None;
-                    self.write_page(socket, shown).await
+                    self.write_page(socket, shown).boxed().await
                 }
                 (taken, settled) = wait_for(&mut self.confirming) => {
                     self.confirming = None;
                     self.confirmed(taken, settled)
                 }
                 Some((reference, outcome)) = self.sends.next() => {
-                    self.answer_send(socket, reference, outcome).await
+                    self.answer_send(socket, reference, outcome).boxed().await
                 }
-                event = self.subscription.next() => self.hear(socket, event).await,
+                event = self.subscription.next() => self.hear(socket, event).boxed().await,
                 () = pause(self.paused_until) => {
                     self.paused_until = None;
                     Ok(())
                 }
-                _ = pings.tick() => self.ping(socket).await,
+                _ = pings.tick() => self.ping(socket).boxed().await,
                 () = &mut draining => Err(End::Draining),
             };
             if let Err(end) = outcome {
@@ -401,6 +397,17 @@ impl<'a> Session<'a> {
                 }
                 .boxed(),
             );
+        }
+    }
+
+    /// Takes what was confirmed and tells the client why its socket ends.
+    async fn close(&mut self, socket: &mut WebSocket, end: End) {
+        self.finish().await;
+        let Some(close) = end.close() else { return };
+        let sent = timeout(CLOSE_DEADLINE, socket.send(Message::Close(Some(close))));
+        let is_sent = self.gateway.cut_off.run_until_cancelled(sent).await;
+        if end != End::Revoked && matches!(is_sent, Some(Ok(Ok(())))) {
+            self.take_last_confirmations(socket).await;
         }
     }
 
