@@ -72,7 +72,7 @@ pub use quota::{Full, Origin, Quotas};
 pub use remote::RemotePeer;
 pub use rotation::{Rotated, RotationError};
 pub use settle::Settlement;
-pub use show::SMALL_PAGE_BYTES;
+pub use show::{LARGE_PAGE, SMALL_PAGE, SMALL_PAGE_BYTES};
 
 /// What the gateway keeps, in Postgres.
 ///

@@ -5,16 +5,16 @@
 //! that is lost costs latency, never a message, and a slow reader holds nobody up.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
-        Arc, RwLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
 use fieldpost_delivery::Settled;
 use fieldpost_envelope::{MessageStatus, PeerId};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 
 use crate::Gateway;
 
@@ -50,74 +50,86 @@ struct Shared {
 struct Slot {
     number: u64,
     is_socket: bool,
-    inbox: Notify,
-    // Shared, as the queue has room for 32 from its start and most sockets never hear of one.
-    events: Option<mpsc::Sender<Arc<Event>>>,
+    /// Told when there is something to look at.
+    news: Notify,
+    has_grown: AtomicBool,
+    // Not a channel, which takes a KiB of each socket before it holds anything.
+    events: Mutex<VecDeque<Arc<Event>>>,
+}
+
+impl Slot {
+    fn wake(&self) {
+        self.has_grown.store(true, Ordering::Release);
+        self.news.notify_one();
+    }
+
+    fn tell(&self, event: &Arc<Event>) {
+        {
+            let mut events = self.events();
+            // A full queue is a slow reader; its client asks for states when it is back.
+            if !self.is_socket || events.len() >= EVENTS_WAITING {
+                return;
+            }
+            events.push_back(event.clone());
+        }
+        self.news.notify_one();
+    }
+
+    fn events(&self) -> std::sync::MutexGuard<'_, VecDeque<Arc<Event>>> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Subscribers {
     /// Subscribes a socket of `peer` to its inbox and its events.
     pub fn socket(&self, peer: PeerId) -> Subscription {
-        let (sender, receiver) = mpsc::channel(EVENTS_WAITING);
-        self.subscribe(peer, true, Some(sender), Some(receiver))
+        self.subscribe(peer, true)
     }
 
     /// Subscribes a poll of `peer` to its inbox.
     pub fn poll(&self, peer: PeerId) -> Subscription {
-        self.subscribe(peer, false, None, None)
+        self.subscribe(peer, false)
     }
 
-    fn subscribe(
-        &self,
-        peer: PeerId,
-        is_socket: bool,
-        sender: Option<mpsc::Sender<Arc<Event>>>,
-        events: Option<mpsc::Receiver<Arc<Event>>>,
-    ) -> Subscription {
+    fn subscribe(&self, peer: PeerId, is_socket: bool) -> Subscription {
         let slot = Arc::new(Slot {
             number: self.0.next.fetch_add(1, Ordering::Relaxed),
             is_socket,
-            inbox: Notify::new(),
-            events: sender,
+            news: Notify::new(),
+            has_grown: AtomicBool::new(false),
+            events: Mutex::default(),
         });
         if is_socket {
             self.0.sockets.fetch_add(1, Ordering::Relaxed);
         }
         self.write().entry(peer.clone()).or_default().push(slot.clone());
-        Subscription { subscribers: self.clone(), peer, slot, events }
+        Subscription { subscribers: self.clone(), peer, slot }
     }
 
     /// Lets everybody who waits for one of `peers` look into its inbox.
     pub fn wake<'a>(&self, peers: impl IntoIterator<Item = &'a PeerId>) {
         let map = self.read();
         for peer in peers {
-            for slot in map.get(peer).into_iter().flatten() {
-                slot.inbox.notify_one();
-            }
+            map.get(peer).into_iter().flatten().for_each(|slot| slot.wake());
         }
     }
 
     /// Lets everybody look: something may have been missed.
     pub fn wake_all(&self) {
-        self.read().values().flatten().for_each(|slot| slot.inbox.notify_one());
+        self.read().values().flatten().for_each(|slot| slot.wake());
     }
 
     /// Tells all sockets of `peer`.
     pub fn tell(&self, peer: &PeerId, event: &Event) {
+        let map = self.read();
+        let Some(slots) = map.get(peer) else { return };
         let event = Arc::new(event.clone());
-        for slot in self.read().get(peer).into_iter().flatten() {
-            if let Some(events) = &slot.events {
-                // A full queue is a slow reader; its client asks for states when it is back.
-                let _ = events.try_send(Arc::clone(&event));
-            }
-        }
+        slots.iter().for_each(|slot| slot.tell(&event));
     }
 
     /// Ends all sockets, streams and polls of `peer`: each finds itself gone from the map.
     pub fn revoke(&self, peer: &PeerId) {
-        for slot in self.write().remove(peer).into_iter().flatten() {
-            slot.inbox.notify_one();
-        }
+        self.write().remove(peer).into_iter().flatten().for_each(|slot| slot.wake());
     }
 
     /// Whether `peer` has an open socket here.
@@ -178,27 +190,28 @@ pub struct Subscription {
     subscribers: Subscribers,
     peer: PeerId,
     slot: Arc<Slot>,
-    events: Option<mpsc::Receiver<Arc<Event>>>,
 }
 
 impl Subscription {
     /// Waits until the inbox may have grown since the last look. Wake-ups that came meanwhile are
     /// one. Cancel safe.
     pub async fn inbox_grew(&self) {
-        self.slot.inbox.notified().await;
+        while !self.slot.has_grown.swap(false, Ordering::AcqRel) {
+            self.slot.news.notified().await;
+        }
     }
 
     /// Waits for either the inbox to have grown (`None`) or an event. Cancel safe.
-    pub async fn next(&mut self) -> Option<Event> {
-        match &mut self.events {
-            Some(events) => tokio::select! {
-                () = self.slot.inbox.notified() => None,
-                event = events.recv() => event.map(Arc::unwrap_or_clone),
-            },
-            None => {
-                self.slot.inbox.notified().await;
-                None
+    pub async fn next(&self) -> Option<Event> {
+        loop {
+            if self.slot.has_grown.swap(false, Ordering::AcqRel) {
+                return None;
             }
+            let event = self.slot.events().pop_front();
+            if let Some(event) = event {
+                return Some(Arc::unwrap_or_clone(event));
+            }
+            self.slot.news.notified().await;
         }
     }
 
@@ -233,7 +246,7 @@ mod tests {
     async fn a_wake_up_before_the_wait_is_not_lost_and_others_are_not_woken() {
         let subscribers = Subscribers::default();
         let (alice, bob) = (name("alice"), name("bob"));
-        let mut first = subscribers.socket(alice.clone());
+        let first = subscribers.socket(alice.clone());
         let second = subscribers.poll(bob.clone());
         subscribers.wake([&alice]);
         assert_eq!(first.next().await, None);
@@ -242,11 +255,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_socket_hears_of_its_inbox_and_of_as_many_events_as_may_wait() {
+        let subscribers = Subscribers::default();
+        let alice = name("alice");
+        let (socket, poll) = (subscribers.socket(alice.clone()), subscribers.poll(alice.clone()));
+        let event = Event::Presence { peer: name("bob"), online: true };
+        for _ in 0..2 * EVENTS_WAITING {
+            subscribers.tell(&alice, &event);
+        }
+        let poll_hears = futures_util::FutureExt::now_or_never(poll.inbox_grew());
+        assert_eq!(poll_hears, None, "events are for sockets");
+        subscribers.wake([&alice]);
+        poll.inbox_grew().await;
+        assert_eq!(socket.next().await, None);
+        for _ in 0..EVENTS_WAITING {
+            assert_eq!(socket.next().await, Some(event.clone()));
+        }
+        assert_eq!(futures_util::FutureExt::now_or_never(socket.next()), None);
+    }
+
+    #[tokio::test]
     async fn an_older_socket_that_closes_leaves_the_newer_one_connected() {
         let subscribers = Subscribers::default();
         let alice = name("alice");
         let older = subscribers.socket(alice.clone());
-        let mut newer = subscribers.socket(alice.clone());
+        let newer = subscribers.socket(alice.clone());
         drop(older);
         assert!(subscribers.is_connected(&alice));
         assert_eq!(subscribers.sockets(), 1);
@@ -260,7 +293,7 @@ mod tests {
     async fn renewal_ends_sockets_even_when_their_queue_is_full() {
         let subscribers = Subscribers::default();
         let alice = name("alice");
-        let mut socket = subscribers.socket(alice.clone());
+        let socket = subscribers.socket(alice.clone());
         let event = Event::Presence { peer: name("bob"), online: true };
         for _ in 0..2 * EVENTS_WAITING {
             subscribers.tell(&alice, &event);

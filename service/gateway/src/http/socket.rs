@@ -40,15 +40,16 @@ use crate::{
         submit::{Draft, Submitted, submit},
     },
     presence,
-    store::SMALL_PAGE_BYTES,
+    store::{LARGE_PAGE, SMALL_PAGE, SMALL_PAGE_BYTES},
     subscribers::{Event, Subscription},
 };
 
 mod bitchat;
 mod v1;
 
-/// How many messages are read from the store at a time.
-const PAGE: usize = 512;
+/// How many messages are read from the store at first; twice as many after each full page, as far
+/// as pages go, because a statement costs more than a row.
+const FIRST_PAGE: usize = 512;
 /// How many sends of one socket are under way at once; more wait unread.
 const SENDS_UNDER_WAY: usize = 64;
 /// How many confirmations wait for the database; more wait unread.
@@ -128,7 +129,7 @@ async fn open(
         .max_write_buffer_size(MAX_WRITE_BUFFER_BYTES)
         .max_message_size(MAX_BODY_BYTES)
         .max_frame_size(MAX_BODY_BYTES);
-    Ok(upgrade.on_upgrade(move |socket| serve(gateway, socket, peer, dialect, after)))
+    Ok(upgrade.on_upgrade(move |socket| serve(gateway, Box::new(socket), peer, dialect, after)))
 }
 
 /// How a socket may be opened where a browser cannot set headers.
@@ -239,35 +240,30 @@ impl End {
     }
 }
 
+/// Parts that are over soon, or come late, are boxed: the rest is what an idle socket holds.
 #[tracing::instrument(level = "debug", name = "socket", skip_all, fields(peer.id = %peer, socket.dialect = ?dialect))]
 async fn serve(
     gateway: Gateway,
-    mut socket: WebSocket,
+    mut socket: Box<WebSocket>,
     peer: PeerId,
     dialect: Dialect,
     after: Seq,
 ) {
     // Subscribed before anything is read, so that nothing can arrive unnoticed.
     let subscription = gateway.subscribers.socket(peer.clone());
-    if let Err(error) = presence::opened(&gateway, &peer).await {
+    if let Err(error) = presence::opened(&gateway, &peer).boxed().await {
         tracing::warn!(%error, peer.id = %peer, "presence not noted");
     }
     let mut session = Session::new(&gateway, &peer, dialect, after, subscription);
-    let Some(end) = gateway.cut_off.run_until_cancelled(session.run(&mut socket)).await else {
+    let running = session.run(&mut socket).boxed();
+    let Some(end) = gateway.cut_off.run_until_cancelled(running).await else {
         return;
     };
-    session.finish().await;
-    if let Some(close) = end.close() {
-        let sent = timeout(CLOSE_DEADLINE, socket.send(Message::Close(Some(close))));
-        let is_sent = gateway.cut_off.run_until_cancelled(sent).await;
-        if end != End::Revoked && matches!(is_sent, Some(Ok(Ok(())))) {
-            session.take_last_confirmations(&mut socket).await;
-        }
-    }
+    session.close(&mut socket, end).boxed().await;
     drop(session);
     metrics::counter!("fieldpost_sockets_closed_total", "reason" => end.label()).increment(1);
     tracing::debug!(socket.end = end.label(), "socket ends");
-    if let Err(error) = presence::closed(&gateway, &peer).await {
+    if let Err(error) = presence::closed(&gateway, &peer).boxed().await {
         tracing::warn!(%error, peer.id = %peer, "presence not noted");
     }
     // Nothing is held for the client by now; a close frame that waits for it costs a file handle.
@@ -282,6 +278,7 @@ async fn serve(
             }
         }
     })
+    .boxed()
     .await;
 }
 
@@ -296,6 +293,8 @@ struct Session<'a> {
     subscription: Subscription,
     /// Whether the inbox may hold more.
     hungry: bool,
+    /// How many messages are read next.
+    page: usize,
     showing: Option<BoxFuture<'a, sqlx::Result<Vec<InboxEntry>>>>,
     confirming: Option<BoxFuture<'a, (Confirmations, sqlx::Result<Vec<Settled>>)>>,
     waiting: Confirmations,
@@ -320,6 +319,7 @@ impl<'a> Session<'a> {
             cursor: after,
             subscription,
             hungry: true,
+            page: FIRST_PAGE,
             showing: None,
             confirming: None,
             waiting: Confirmations::default(),
@@ -343,24 +343,24 @@ impl<'a> Session<'a> {
                 self.last_heard = Instant::now();
             }
             let outcome = tokio::select! {
-                frame = socket.recv(), if reads => self.read(socket, frame).await,
+                frame = socket.recv(), if reads => self.read(socket, frame).boxed().await,
                 shown = wait_for(&mut self.showing) => {
                     self.showing = None;
-                    self.write_page(socket, shown).await
+                    self.write_page(socket, shown).boxed().await
                 }
                 (taken, settled) = wait_for(&mut self.confirming) => {
                     self.confirming = None;
                     self.confirmed(taken, settled)
                 }
                 Some((reference, outcome)) = self.sends.next() => {
-                    self.answer_send(socket, reference, outcome).await
+                    self.answer_send(socket, reference, outcome).boxed().await
                 }
-                event = self.subscription.next() => self.hear(socket, event).await,
+                event = self.subscription.next() => self.hear(socket, event).boxed().await,
                 () = pause(self.paused_until) => {
                     self.paused_until = None;
                     Ok(())
                 }
-                _ = pings.tick() => self.ping(socket).await,
+                _ = pings.tick() => self.ping(socket).boxed().await,
                 () = &mut draining => Err(End::Draining),
             };
             if let Err(end) = outcome {
@@ -377,9 +377,9 @@ impl<'a> Session<'a> {
         let (gateway, peer) = (self.gateway, self.peer);
         if self.hungry && self.showing.is_none() {
             self.hungry = false;
-            let cursor = self.cursor;
+            let (cursor, page) = (self.cursor, self.page);
             self.showing = Some(
-                async move { gateway.store.show(gateway.clock.now(), peer, cursor, PAGE).await }
+                async move { gateway.store.show(gateway.clock.now(), peer, cursor, page).await }
                     .boxed(),
             );
         }
@@ -397,6 +397,17 @@ impl<'a> Session<'a> {
                 }
                 .boxed(),
             );
+        }
+    }
+
+    /// Takes what was confirmed and tells the client why its socket ends.
+    async fn close(&mut self, socket: &mut WebSocket, end: End) {
+        self.finish().await;
+        let Some(close) = end.close() else { return };
+        let sent = timeout(CLOSE_DEADLINE, socket.send(Message::Close(Some(close))));
+        let is_sent = self.gateway.cut_off.run_until_cancelled(sent).await;
+        if end != End::Revoked && matches!(is_sent, Some(Ok(Ok(())))) {
+            self.take_last_confirmations(socket).await;
         }
     }
 
@@ -452,7 +463,9 @@ impl<'a> Session<'a> {
             }
         };
         let bytes: usize = entries.iter().map(|entry| entry.message.content.bytes.len()).sum();
-        self.hungry |= entries.len() == PAGE || bytes >= SMALL_PAGE_BYTES;
+        let is_full = entries.len() >= self.page.min(SMALL_PAGE) || bytes >= SMALL_PAGE_BYTES;
+        self.page = if is_full { (2 * self.page).min(LARGE_PAGE) } else { FIRST_PAGE };
+        self.hungry |= is_full;
         self.cursor = entries.last().map_or(self.cursor, |last| last.seq);
         self.look_ahead().await;
         for entry in entries {

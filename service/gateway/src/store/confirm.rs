@@ -161,8 +161,10 @@ async fn confirm_each(warm: WarmConnections, asked: Vec<UpTo>) -> sqlx::Result<V
                 with ordinality as asked (peer, up_to, status, claimed_until, number)
         ), gone as (
             delete from inbox i
-            using asked a join inbox_head h on h.peer = a.peer
-            where i.recipient = a.peer and i.seq <= a.up_to and i.position <= h.last_position
+            using asked a
+            where i.recipient = a.peer and i.seq <= a.up_to
+              -- As a value, a condition for the index: joined, all that waits would be looked at.
+              and i.position <= (select last_position from inbox_head where peer = a.peer)
             returning a.number, a.status, i.message_id, i.sender, i.recipient, i.accepted_at, i.seq
         ), ended as (
             insert into delivery (

@@ -22,6 +22,10 @@ const SHOW_ATTEMPTS: usize = 8;
 const PAGE_BYTES: i64 = 4 << 20;
 /// With fewer bytes of content, a page that is not full is the last one.
 pub const SMALL_PAGE_BYTES: usize = PAGE_BYTES as usize / MOST_QUESTIONS;
+/// The most messages of a page; looks that share a statement share them as well.
+pub const LARGE_PAGE: usize = 4096;
+/// With fewer messages, a page that is not full is the last one.
+pub const SMALL_PAGE: usize = 1000;
 
 /// More than a look can wait for a connection, its turn and its statement.
 const LONGEST_WAIT: TimeDelta = TimeDelta::minutes(2);
@@ -216,7 +220,8 @@ async fn give_to_each(
 ) -> sqlx::Result<Vec<Seen>> {
     let peers: Vec<String> = looks.iter().map(|look| look.peer.to_string()).collect();
     let afters: Vec<Seq> = looks.iter().map(|look| look.after).collect();
-    let limits: Vec<i64> = looks.iter().map(|look| look.limit).collect();
+    let most = (LARGE_PAGE / looks.len().max(1)).max(SMALL_PAGE) as i64;
+    let limits: Vec<i64> = looks.iter().map(|look| look.limit.min(most)).collect();
     let mut connection = warm.take().await?;
     let now = {
         let mut latest = latest.lock().unwrap_or_else(PoisonError::into_inner);
