@@ -12,9 +12,9 @@ use fieldpost_envelope::{
     AnonymityLevel, Certificate, Content, Envelope, GatewayId, MessageId, NodePurpose, PeerAddress,
     Priority, SignedEnvelope, Timestamp,
 };
-use fieldpost_transport::{MeshOptions, MeshTransport, Transport};
+use fieldpost_transport::{MeshOptions, MeshTransport, SendError, Transport};
 use tokio::{
-    task::JoinSet,
+    task::{JoinSet, yield_now},
     time::{Instant, timeout},
 };
 use uuid::Uuid;
@@ -151,7 +151,14 @@ impl Node {
                 (self.transport.clone(), target.clone(), envelope.clone());
             senders.spawn(async move {
                 for _ in 0..ENVELOPES / AT_ONCE {
-                    transport.send(&target, envelope.clone()).await.expect("it is in reach");
+                    loop {
+                        match transport.send(&target, envelope.clone()).await {
+                            Ok(()) => break,
+                            // The other side has not taken up what came before.
+                            Err(SendError::Busy { .. }) => yield_now().await,
+                            Err(error) => panic!("it is in reach: {error}"),
+                        }
+                    }
                 }
             });
         }
