@@ -10,6 +10,7 @@ mod failover;
 mod federation;
 mod floor;
 mod latency;
+mod links;
 mod load;
 mod measure;
 mod mesh;
@@ -21,8 +22,8 @@ use std::process::ExitCode;
 
 use crate::table::Table;
 
-const BENCHES: [&str; 7] =
-    ["accept", "latency", "sockets", "drain", "failover", "federation", "mesh"];
+const BENCHES: [&str; 8] =
+    ["accept", "latency", "sockets", "drain", "failover", "federation", "links", "mesh"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -60,6 +61,9 @@ fn main() -> ExitCode {
         }
         if wanted("failover") {
             failover::run(&mut table).await;
+        }
+        if wanted("links") {
+            links::run(&mut table).await;
         }
         if wanted("mesh") {
             mesh::gateways(&mut table).await;

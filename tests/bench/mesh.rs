@@ -12,7 +12,7 @@ use iroh::{
     endpoint::{Connection, PortmapperConfig, QuicTransportConfig, VarInt, presets},
 };
 use tokio::{
-    task::JoinSet,
+    task::{JoinHandle, JoinSet},
     time::{Instant, sleep},
 };
 
@@ -77,22 +77,57 @@ async fn own_address(gateway: &Gateway) -> String {
     }
 }
 
+/// Messages a second that raw streams carry, one on each: the median of `runs`.
+pub(crate) async fn alone(size: usize, count: usize, at_once: usize, runs: usize) -> f64 {
+    let streams = Streams::open().await;
+    let mut rates = Vec::new();
+    for _ in 0..runs {
+        let begin = Instant::now();
+        run(&streams.connection, size, count, at_once, &mut Measured::default()).await;
+        rates.push(count as f64 / begin.elapsed().as_secs_f64());
+    }
+    streams.close().await;
+    median(rates)
+}
+
+/// A connection between two endpoints of this process.
+struct Streams {
+    server: Endpoint,
+    client: Endpoint,
+    connection: Connection,
+    serving: JoinHandle<()>,
+}
+
+impl Streams {
+    async fn open() -> Self {
+        let (server, client) = (endpoint().await, endpoint().await);
+        let address = EndpointAddr::from_parts(
+            server.id(),
+            server.bound_sockets().into_iter().map(iroh::TransportAddr::Ip),
+        );
+        let serving = tokio::spawn(serve(server.clone()));
+        let connection = client.connect(address, ALPN).await.expect("loopback connects");
+        Self { server, client, connection, serving }
+    }
+
+    async fn close(self) {
+        self.connection.close(VarInt::from_u32(0), b"done");
+        self.client.close().await;
+        self.server.close().await;
+        self.serving.abort();
+    }
+}
+
 /// Messages a second that raw streams carry, for each of [`SIZES`].
 async fn raw(table: &mut Table) -> [f64; 3] {
-    let (server, client) = (endpoint().await, endpoint().await);
-    let address = EndpointAddr::from_parts(
-        server.id(),
-        server.bound_sockets().into_iter().map(iroh::TransportAddr::Ip),
-    );
-    let serving = tokio::spawn(serve(server.clone()));
-    let connection = client.connect(address, ALPN).await.expect("loopback connects");
+    let streams = Streams::open().await;
     let mut rates = [0.0; 3];
     for (slot, (size, count, at_once)) in rates.iter_mut().zip(SIZES) {
         let mut runs = Vec::new();
         let mut latencies = Measured::default();
         for _ in 0..RUNS {
             let begin = Instant::now();
-            run(&connection, size, count, at_once, &mut latencies).await;
+            run(&streams.connection, size, count, at_once, &mut latencies).await;
             runs.push(count as f64 / begin.elapsed().as_secs_f64());
         }
         *slot = median(runs);
@@ -106,10 +141,7 @@ async fn raw(table: &mut Table) -> [f64; 3] {
             ),
         );
     }
-    connection.close(VarInt::from_u32(0), b"done");
-    client.close().await;
-    server.close().await;
-    serving.abort();
+    streams.close().await;
     rates
 }
 

@@ -104,6 +104,7 @@ pub struct Store {
     arrivals: Arc<Batches<receive::Arriving, Received>>,
     leaving: Arc<Batches<record::Leaving, ()>>,
     steps: Arc<Batches<record::Step, Option<Settled>>>,
+    arrived: Arc<Batches<record::Arrived, ()>>,
     receipts: Arc<Batches<settle::Came, settle::Settlement>>,
     receipts_sent: Arc<Batches<federation::Sent, ()>>,
 }
@@ -142,6 +143,7 @@ impl Store {
             arrivals: Arc::default(),
             leaving: Arc::default(),
             steps: Arc::default(),
+            arrived: Arc::default(),
             receipts: Arc::default(),
             receipts_sent: Arc::default(),
         }

@@ -5,11 +5,11 @@ use std::{borrow::Cow, collections::VecDeque, future::Future, pin::Pin, time::Du
 
 use chrono::TimeDelta;
 use fieldpost_delivery::{
-    Action, Attempt, Claim, Dispatch, Event, Next, Place, ReceiptIn, Store as _, Target, Time,
-    signer_of,
+    Action, Attempt, Claim, Correspondent, Dispatch, Event, Next, Place, ReceiptIn, Store as _,
+    Target, Time, signer_of,
 };
 use fieldpost_envelope::{
-    Content, Envelope, Forward, MessageStatus, Recipient, SignError, SignedEnvelope,
+    Content, Envelope, Forward, MessageStatus, ReceiptKind, Recipient, SignError, SignedEnvelope,
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::{
@@ -27,6 +27,9 @@ use crate::{
 
 /// Between attempts to record what came of an attempt.
 const RECORD_PAUSE: Duration = Duration::from_millis(500);
+/// How long it stays unrecorded that a transport took charge: mostly the recipient's gateway has the
+/// message before, and one record says both.
+const RECORD_TOGETHER: TimeDelta = TimeDelta::milliseconds(50);
 
 /// What attempts in a lab say.
 const LAB: &str = "lab: level 3 is for tests";
@@ -80,13 +83,16 @@ async fn deliver(outbox: &Outbox, claim: Claim) -> Option<Time> {
         envelope,
         dispatch,
         has_left: false,
+        unrecorded: None,
         early: Vec::new(),
         retry_at: None,
     };
     let mut sends = FuturesUnordered::new();
     journey.happen(Event::Begin, &mut sends).await;
     while !(journey.dispatch.has_ended() && sends.is_empty()) {
-        let deadline = until(outbox, journey.dispatch.next_deadline());
+        let record_by = journey.unrecorded.as_ref().map(|unrecorded| unrecorded.record_by);
+        let deadlines = journey.dispatch.next_deadline().into_iter().chain(record_by);
+        let deadline = until(outbox, deadlines.min());
         let event = tokio::select! {
             Some(event) = sends.next() => event,
             Some(heard) = waiting.next() => {
@@ -103,6 +109,7 @@ async fn deliver(outbox: &Outbox, claim: Claim) -> Option<Time> {
         };
         journey.happen(event, &mut sends).await;
     }
+    journey.record_left().await;
     for heard in journey.early.into_iter().chain(waiting.close()) {
         receipts::settle_or_log(&outbox.gateway, &heard).await;
     }
@@ -121,17 +128,30 @@ struct Journey<'a> {
     target: String,
     envelope: SignedEnvelope,
     dispatch: Dispatch,
-    /// The store knows the envelope, so receipts for it can be settled.
+    /// The store knows that the envelope has left, so receipts for it can be settled.
     has_left: bool,
+    /// That it has left is yet to be recorded.
+    unrecorded: Option<Unrecorded>,
     /// Receipts that came before that.
     early: Vec<Heard>,
     /// When it is to be tried again, once it has ended without success.
     retry_at: Option<Time>,
 }
 
+/// Attempts of which the last took charge, and what follows.
+struct Unrecorded {
+    attempts: Vec<Attempt>,
+    next: Next,
+    record_by: Time,
+}
+
 impl<'a> Journey<'a> {
     /// Lets something happen, and does what follows from it.
     async fn happen(&mut self, event: Event, sends: &mut FuturesUnordered<Sending<'a>>) {
+        let now = self.outbox.gateway.clock.now();
+        if self.unrecorded.as_ref().is_some_and(|unrecorded| unrecorded.record_by <= now) {
+            self.record_left().await;
+        }
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
             let now = self.outbox.gateway.clock.now();
@@ -141,6 +161,12 @@ impl<'a> Journey<'a> {
                     Action::Send(place) => sends.push(self.send(place)),
                     Action::Record { mut attempts, next } => {
                         attempts.iter_mut().for_each(|attempt| self.note_hops(attempt));
+                        self.record_left().await;
+                        if self.may_wait(&next) {
+                            let record_by = now + RECORD_TOGETHER;
+                            self.unrecorded = Some(Unrecorded { attempts, next, record_by });
+                            continue;
+                        }
                         let recorded = record(self.outbox, self.claim, &attempts, &next).await;
                         self.has_left |= recorded && matches!(next, Next::Sent { .. });
                         if let Next::Retry { at } | Next::Wait { until: Some(at), .. } = next {
@@ -160,6 +186,23 @@ impl<'a> Journey<'a> {
                     events.extend(self.settle(&heard).await);
                 }
             }
+        }
+    }
+
+    /// Whether a record can wait for the receipt: until that comes, nothing but a repetition after a
+    /// crash depends on it.
+    fn may_wait(&self, next: &Next) -> bool {
+        let is_answered = matches!(signer_of(&self.claim.target), Some(Correspondent::Gateway(_)));
+        matches!(next, Next::Sent { .. })
+            && is_answered
+            && self.early.is_empty()
+            && !self.dispatch.has_ended()
+    }
+
+    /// Records that it has left, if that has waited.
+    async fn record_left(&mut self) {
+        if let Some(Unrecorded { attempts, next, .. }) = self.unrecorded.take() {
+            self.has_left |= record(self.outbox, self.claim, &attempts, &next).await;
         }
     }
 
@@ -184,6 +227,17 @@ impl<'a> Journey<'a> {
 
     /// Takes a receipt; one that is faster than the record of its envelope waits for that.
     async fn hear(&mut self, heard: Heard, sends: &mut FuturesUnordered<Sending<'a>>) {
+        let is_arrival = heard.receipt.kind == ReceiptKind::Stored
+            && signer_of(&self.claim.target) == Some(heard.receipt.signer);
+        if is_arrival && let Some(Unrecorded { attempts, .. }) = self.unrecorded.take() {
+            // Should this fail the receipt is not settled, and all is done again.
+            if record_arrival(self.outbox, self.claim, &attempts).await {
+                self.has_left = true;
+                self.happen(Event::Receipt(ReceiptKind::Stored), sends).await;
+            }
+            return;
+        }
+        self.record_left().await;
         if !self.has_left {
             self.early.push(heard);
         } else if let Some(event) = self.settle(&heard).await {
@@ -232,23 +286,44 @@ impl<'a> Journey<'a> {
     }
 }
 
-/// Records with as much patience as the claim has: what is not recorded is done again. Whether it
-/// was.
+/// Records what came of attempts, and what follows. Whether it was recorded.
 async fn record(outbox: &Outbox, claim: &Claim, attempts: &[Attempt], next: &Next) -> bool {
     let gateway = &outbox.gateway;
     let attempts = with_lab(gateway, attempts);
+    let recorded = patiently(gateway, claim, || {
+        gateway.store.record(gateway.clock.now(), claim, &attempts, next)
+    });
+    let recorded = recorded.await;
+    let is_recorded = recorded.is_some();
+    subscribers::tell_senders(gateway, recorded.flatten().as_slice());
+    is_recorded
+}
+
+/// Records that the recipient's gateway has what left by the last of `attempts`. Whether it was
+/// recorded.
+async fn record_arrival(outbox: &Outbox, claim: &Claim, attempts: &[Attempt]) -> bool {
+    let gateway = &outbox.gateway;
+    let attempts = with_lab(gateway, attempts);
+    let recorded = patiently(gateway, claim, || {
+        gateway.store.record_arrival(gateway.clock.now(), claim, &attempts)
+    });
+    recorded.await.is_some()
+}
+
+/// Records with as much patience as the claim has: what is not recorded is done again.
+async fn patiently<T, F>(gateway: &Gateway, claim: &Claim, record: impl Fn() -> F) -> Option<T>
+where
+    F: Future<Output = sqlx::Result<T>>,
+{
     loop {
-        let error = match gateway.store.record(gateway.clock.now(), claim, &attempts, next).await {
-            Ok(settled) => {
-                subscribers::tell_senders(gateway, settled.as_slice());
-                return true;
-            }
+        let error = match record().await {
+            Ok(recorded) => return Some(recorded),
             Err(error) => error,
         };
         let left = claim.claimed_until - gateway.clock.now();
         if left < TimeDelta::from_std(RECORD_PAUSE).unwrap_or_default() {
             tracing::warn!(%error, "what came of an attempt was not recorded; it is made again");
-            return false;
+            return None;
         }
         sleep(RECORD_PAUSE).await;
     }

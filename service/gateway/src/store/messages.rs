@@ -85,8 +85,16 @@ impl Store {
             connection.keep();
             fresh
         } else {
-            let mut transaction = self.pool.begin().await?;
-            let fresh = rows.insert(&mut transaction).await?;
+            let mut connection = self.warm.take().await?;
+            let mut transaction = sqlx::Connection::begin(&mut *connection).await?;
+            let fresh = match rows.insert_fresh(&mut transaction).await? {
+                true => rows.all(),
+                false => {
+                    transaction.rollback().await?;
+                    transaction = sqlx::Connection::begin(&mut *connection).await?;
+                    rows.insert(&mut transaction).await?
+                }
+            };
             rows.insert_outbox(&mut transaction, &fresh).await?;
             if !rows.contact_peer.is_empty() {
                 rows.insert_contacts(&mut transaction).await?;
@@ -96,6 +104,7 @@ impl Store {
                 self.announce(&mut transaction, &rows.inbox_recipient).await?;
             }
             transaction.commit().await?;
+            connection.keep();
             self.contacts.remember(&rows.contact_peer, &rows.contact_other);
             fresh
         };

@@ -48,6 +48,23 @@ impl Question for Step {
     }
 }
 
+/// That an envelope left, and that the recipient's gateway has it.
+#[derive(Clone)]
+pub(super) struct Arrived {
+    now: Time,
+    delivery: DeliveryName,
+    attempts: Vec<Attempt>,
+}
+
+impl Question for Arrived {
+    type Key = (Uuid, String, String);
+    const TOGETHER: usize = 512;
+
+    fn key(&self) -> Self::Key {
+        self.delivery.key()
+    }
+}
+
 impl Store {
     /// An envelope of a claimed delivery is about to leave, over `transport` first. From then on
     /// receipts for it are understood, even if this process never records that it left.
@@ -65,6 +82,22 @@ impl Store {
         };
         let warm = self.warm.clone();
         self.leaving.ask(leaving, move |leaving| note_envelopes(warm.clone(), leaving)).await
+    }
+
+    /// Records in one that a claimed delivery has left, by the last of `attempts`, and that the
+    /// recipient's gateway has it: as [`fieldpost_delivery::Store::record`] and
+    /// [`fieldpost_delivery::Store::settle`] do one after the other. Its envelope has been noted when
+    /// it left, and the receipt was signed by that gateway.
+    pub async fn record_arrival(
+        &self,
+        now: Time,
+        claim: &Claim,
+        attempts: &[Attempt],
+    ) -> sqlx::Result<()> {
+        let delivery = DeliveryName::of(claim);
+        let arrived = Arrived { now, delivery, attempts: attempts.to_vec() };
+        let warm = self.warm.clone();
+        self.arrived.ask(arrived, move |arrived| record_arrivals(warm.clone(), arrived)).await
     }
 
     /// Records an attempt and what follows; see [`fieldpost_delivery::Store::record`].
@@ -118,6 +151,60 @@ async fn note_envelopes(warm: WarmConnections, leaving: Vec<Leaving>) -> sqlx::R
     .await?;
     connection.keep();
     Ok(vec![(); count])
+}
+
+async fn record_arrivals(warm: WarmConnections, arrived: Vec<Arrived>) -> sqlx::Result<Vec<()>> {
+    let mut tried = Tried::default();
+    for Arrived { delivery, attempts, .. } in &arrived {
+        attempts.iter().for_each(|attempt| tried.push(delivery, attempt));
+    }
+    let last = |arrived: &Arrived| arrived.attempts.last().map(|last| last.transport.clone());
+    let names = arrived.iter().map(|arrived| &arrived.delivery);
+    let mut connection = warm.take().await?;
+    sqlx::query!(
+        r#"
+        with arrived as (
+            select * from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[])
+                as arrived (message_id, sender, recipient, transport, at)
+        ), held as (
+            update outbox o
+            set stage = 2, next_attempt_at = null, waits_for = null, claimed = false,
+                has_left = true
+            from arrived a
+            where (o.message_id, o.sender, o.recipient) = (a.message_id, a.sender, a.recipient)
+              and o.stage < 2
+            returning o.accepted_at, o.message_id, o.sender, o.recipient, a.transport, a.at
+        )
+        insert into attempt (
+            accepted_at, message_id, sender, recipient, transport, started_at, result, reason, hops
+        )
+        select * from unnest(
+            $6::timestamptz[], $7::uuid[], $8::text[], $9::text[], $10::text[], $11::timestamptz[],
+            $12::text[], $13::text[], $14::smallint[]
+        )
+        union all
+        select accepted_at, message_id, sender, recipient, transport, at, 'stored', null, null
+        from held
+        "#,
+        &names.clone().map(|name| name.message_id).collect::<Vec<_>>(),
+        &names.clone().map(|name| name.sender.clone()).collect::<Vec<_>>(),
+        &names.map(|name| name.recipient.clone()).collect::<Vec<_>>(),
+        &arrived.iter().map(|one| last(one).unwrap_or_default()).collect::<Vec<_>>(),
+        &arrived.iter().map(|arrived| arrived.now).collect::<Vec<_>>(),
+        &tried.accepted_at,
+        &tried.message_id,
+        &tried.sender,
+        &tried.recipient,
+        &tried.transport,
+        &tried.started_at,
+        &tried.result,
+        &tried.reason as &[Option<String>],
+        &tried.hops as &[Option<i16>],
+    )
+    .execute(&mut *connection)
+    .await?;
+    connection.keep();
+    Ok(vec![(); arrived.len()])
 }
 
 /// Records many steps of as many deliveries.
