@@ -191,12 +191,18 @@ type Waiting = Arc<Mutex<HashMap<Uuid, oneshot::Sender<()>>>>;
 async fn one(pair: &Pair, peers: &Peers, size: usize, slots: usize) -> Outcome {
     let mut sockets = JoinSet::new();
     let mut tasks = JoinSet::new();
-    let begin = Instant::now() + WARM_UP;
-    let end = begin + DURATION;
+    let mut open = Vec::new();
     for number in 0..PAIRS {
         let waiting = Waiting::default();
-        sockets.spawn(confirm(pair.to.address, peers.recipients[number].clone()));
-        sockets.spawn(listen(pair.from.address, peers.senders[number].clone(), waiting.clone()));
+        // Open before anything is sent: nobody is told later what was delivered before.
+        let told = Socket::open(pair.from.address, &peers.senders[number]).await;
+        sockets.spawn(listen(told, waiting.clone()));
+        sockets.spawn(confirm(Socket::open(pair.to.address, &peers.recipients[number]).await));
+        open.push(waiting);
+    }
+    let begin = Instant::now() + WARM_UP;
+    let end = begin + DURATION;
+    for (number, waiting) in open.into_iter().enumerate() {
         for _ in 0..slots {
             let to = format!("recipient-{number}@{}", pair.to.gateway);
             let (token, waiting) = (peers.senders[number].clone(), waiting.clone());
@@ -245,8 +251,7 @@ async fn send(
 }
 
 /// Hears at the sender's which messages were delivered.
-async fn listen(address: SocketAddr, token: String, waiting: Waiting) {
-    let mut socket = Socket::open(address, &token).await;
+async fn listen(mut socket: Socket, waiting: Waiting) {
     while let Some(text) = socket.next_text().await {
         let is_receipt = text.contains("\"type\":\"receipt\"") && text.contains("\"delivered\"");
         let id = text.split("\"message_id\":\"").nth(1).and_then(|rest| rest.get(..36));
@@ -258,8 +263,7 @@ async fn listen(address: SocketAddr, token: String, waiting: Waiting) {
 }
 
 /// Confirms at the recipient's whatever comes.
-async fn confirm(address: SocketAddr, token: String) {
-    let mut socket = Socket::open(address, &token).await;
+async fn confirm(mut socket: Socket) {
     while let Some(message) = socket.next_message().await {
         socket.confirm(message.seq).await;
     }

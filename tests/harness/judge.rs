@@ -21,7 +21,11 @@ fn main() -> ExitCode {
     for violation in &violations {
         println!("{violation}");
     }
-    let (result, events) = (if violations.is_empty() { "held" } else { "FAILED" }, history.events.len());
-    println!("RESULT {result}\tjudged by the history checker\t\t{events} events, {} violations", violations.len());
+    let (result, events) =
+        (if violations.is_empty() { "held" } else { "FAILED" }, history.events.len());
+    println!(
+        "RESULT {result}\tjudged by the history checker\t\t{events} events, {} violations",
+        violations.len()
+    );
     if violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
