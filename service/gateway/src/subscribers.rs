@@ -20,7 +20,7 @@ use crate::Gateway;
 
 /// How many receipts and presence changes wait for one slow socket; beyond, they are dropped and
 /// the client asks for the states that it wants.
-const EVENTS_WAITING: usize = 64;
+const EVENTS_WAITING: usize = 1024;
 
 /// What a socket is told besides its messages.
 #[derive(Clone, Debug, Eq, PartialEq)]
