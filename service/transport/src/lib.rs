@@ -23,8 +23,8 @@ use tokio::sync::watch;
 
 pub use air::{AirCounters, AirRadio, AirServer, Position, Scenario, ScenarioError, Station};
 pub use ble::{
-    BleCounters, BleError, BleIdentity, BleOptions, BleTransport, FromPhone, HostedPeer, OpenAir,
-    OpenRadio, OpenStreams, Phone, PhoneFile, PhonePin,
+    BLE_EVIDENCE, BleCounters, BleError, BleIdentity, BleOptions, BleTransport, FromPhone,
+    HostedPeer, OpenAir, OpenRadio, OpenStreams, Phone, PhoneFile, PhonePin,
 };
 pub use bluetooth::{
     BluetoothAdapter, BluetoothRadio, BluetoothStatus, OpenBluetooth, bluetooth_adapters,
@@ -140,6 +140,12 @@ pub trait Transport: Send + Sync {
     /// Over how many links `target` is reached now, where that is known.
     fn hops(&self, target: &str) -> Option<u8> {
         let _ = target;
+        None
+    }
+
+    /// What its claims have been held against and what was not tried, in words; `None` where the
+    /// project's own tests run all of it.
+    fn evidence(&self) -> Option<&'static str> {
         None
     }
 

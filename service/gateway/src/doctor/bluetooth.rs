@@ -4,7 +4,7 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use fieldpost_transport::{BluetoothAdapter, bluetooth_adapters};
+use fieldpost_transport::{BLE_EVIDENCE, BluetoothAdapter, bluetooth_adapters};
 use tokio::{process::Command, time::timeout};
 
 use super::Finding;
@@ -49,9 +49,7 @@ pub(super) async fn examine(config: &Config) -> Vec<Finding> {
 
 /// What nobody should take for shown.
 fn untried() -> Finding {
-    let detail = "the radio was tried on BlueZ with virtual controllers; range, real adapters and real \
-                  handsets were not: try yours before you rely on it";
-    Finding::info(RANGE, detail)
+    Finding::info(RANGE, format!("{}: try yours before you rely on it", BLE_EVIDENCE))
 }
 
 fn adapter(

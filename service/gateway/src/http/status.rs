@@ -146,6 +146,10 @@ pub struct TransportInfo {
     /// What is in the way of it, or of a part of it, in words; null when nothing is.
     #[schema(required)]
     trouble: Option<String>,
+    /// What its claims have been held against, and what was not tried; null where its maker's own tests
+    /// run all of it.
+    #[schema(required)]
+    evidence: Option<&'static str>,
     /// It reaches somebody.
     is_connected: bool,
     /// How well it does, from 0 to 1.
@@ -204,6 +208,7 @@ impl TransportInfo {
             data_cost_impact: can.data_cost_impact,
             is_available: does.is_available,
             trouble: transport.trouble().or(unavailable),
+            evidence: transport.evidence(),
             is_connected: does.is_connected,
             connection_quality: does.connection_quality,
             supports_store_and_forward: can.supports_store_and_forward,

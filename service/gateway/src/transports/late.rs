@@ -145,6 +145,10 @@ impl Transport for LateTransport {
         self.current().map(|transport| transport.take_returned()).unwrap_or_default()
     }
 
+    fn evidence(&self) -> Option<&'static str> {
+        self.current()?.evidence()
+    }
+
     fn trouble(&self) -> Option<String> {
         match self.current() {
             Some(transport) => transport.trouble(),
