@@ -766,11 +766,14 @@ impl<S: Store> Run<'_, S> {
             return Ok(());
         }
         let owed = &mut self.owed[index];
-        let is_open = matches!(owed.status, Pending | Sent) && !owed.ended && !owed.stored;
+        let is_owed = matches!(owed.status, Pending | Sent) && !owed.ended;
+        let is_open = is_owed && !owed.stored;
+        // A group's home may refuse what it has kept.
+        let may_be_refused = is_open || is_owed && matches!(owed.target, Target::Group { .. });
         let reached = match (kind, owed.status) {
             (ReceiptKind::Delivered, Pending | Sent | Expired | Failed) => Some(Delivered),
             (ReceiptKind::Read, Pending | Sent | Expired | Failed | Delivered) => Some(Read),
-            (ReceiptKind::Refused, _) if is_open => Some(Failed),
+            (ReceiptKind::Refused, _) if may_be_refused => Some(Failed),
             _ => None,
         };
         if let Some(status) = reached {
