@@ -40,6 +40,24 @@ async fn a_token_and_a_named_caller_have_to_agree() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_misspelt_wish_is_refused_and_the_message_not_sent_without_it() {
+    let stage = Stage::set().await;
+    let body = json!({ "to": "bob", "content": "secret", "min_anonimity": 3 });
+    let request = stage.alice.request(Method::POST, "/v1/messages").json(&body);
+    let refused = stage.alice.call::<Value>(request).await.unwrap_err();
+    assert_eq!(refused.status(), Some(422));
+    assert!(format!("{refused:?}").contains("min_anonimity"), "{refused:?}");
+    let mut socket = stage.alice.socket().await.unwrap();
+    let frame = json!({ "type": "send", "ref": 7, "to": "bob", "content": "x", "ttll": 5 });
+    socket.write(&frame).await.unwrap();
+    match socket.expect().await {
+        Frame::Error { status, r#ref, .. } => assert_eq!((status, r#ref), (422, Some(json!(7)))),
+        other => panic!("not refused: {other:?}"),
+    }
+    assert_eq!(stage.inbox_of_bob().await, ["to bob alone"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cursor_is_a_position_as_documented() {
     let stage = Stage::set().await;
     let look = async |after: &str| {

@@ -47,6 +47,8 @@ pub(super) struct Owed {
     claims: u32,
     /// Claims of which nothing was recorded, or that something left.
     open_claims: BTreeSet<u32>,
+    /// It was claimed anew while a claim was open, which may have sent it.
+    was_overtaken: bool,
     /// From when it must be offered, and from when it may be.
     due: Option<Time>,
     may_be_due: Option<Time>,
@@ -181,6 +183,7 @@ impl<S: Store> Run<'_, S> {
                 stored: false,
                 claims: 0,
                 open_claims: BTreeSet::new(),
+                was_overtaken: false,
                 due: (!matches!(target, Target::Local(_))).then_some(accepted_at),
                 may_be_due: (!matches!(target, Target::Local(_))).then_some(self.now),
                 envelopes: Vec::new(),
@@ -395,7 +398,7 @@ impl<S: Store> Run<'_, S> {
         // What was for nobody has ended as it was accepted.
         let has_left = deliveries.is_empty() || owed().any(Owed::has_surely_left);
         let is_unclear = owed().any(|owed| owed.ended || owed.is_over(self.now))
-            || owed().any(|owed| !owed.open_claims.is_empty());
+            || owed().any(|owed| owed.was_overtaken || !owed.open_claims.is_empty());
         let fits = match answer {
             Cancelled::Done => !has_left,
             Cancelled::TooLate => has_left || is_unclear,
@@ -512,6 +515,7 @@ impl<S: Store> Run<'_, S> {
         for (claim, index) in claims.into_iter().zip(claimed) {
             let owed = &mut self.owed[index];
             owed.claims = claim.attempt;
+            owed.was_overtaken |= !owed.open_claims.is_empty();
             owed.open_claims.insert(claim.attempt);
             (owed.due, owed.may_be_due) = (Some(claim.claimed_until), Some(claim.claimed_until));
             if owed.status == MessageStatus::Sent {

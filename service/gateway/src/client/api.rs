@@ -122,6 +122,11 @@ impl Api {
         })
     }
 
+    /// Whether it says who is calling.
+    pub(super) fn has_token(&self) -> bool {
+        self.token.is_some()
+    }
+
     /// What a refusal says to whoever calls by this.
     pub(super) fn refused(
         &self,

@@ -33,6 +33,31 @@ pub enum ClientError {
         /// The gateway.
         url: String,
     },
+    /// A name that is to be registered is somebody's.
+    #[error(
+        "{peer} is registered at {url}: choose another name, or give its token by --token or \
+         FIELDPOST_TOKEN (HTTP 401)"
+    )]
+    Taken {
+        /// The name.
+        peer: String,
+        /// The gateway.
+        url: String,
+    },
+    /// A name is to be registered by a token that the gateway does not know.
+    #[error(
+        "the token of {peer} that was given, or is kept in {} for {url}, is none that the gateway \
+         knows; if that gateway began anew, take {peer} out of the file and register again (HTTP 401)",
+        path.display()
+    )]
+    Stale {
+        /// The name.
+        peer: String,
+        /// The gateway.
+        url: String,
+        /// Where tokens are kept.
+        path: PathBuf,
+    },
     /// Nobody answers.
     #[error("cannot reach {url}: {cause}; is `fieldpost serve` running there?")]
     Unreachable {
@@ -118,6 +143,8 @@ impl ClientError {
             Self::Refused { status, .. } if status.is_server_error() => 5,
             Self::Refused { .. }
             | Self::NoToken { .. }
+            | Self::Taken { .. }
+            | Self::Stale { .. }
             | Self::File { .. }
             | Self::Credentials { .. }
             | Self::NoHome

@@ -5,6 +5,7 @@ use clap::Args;
 use ed25519_dalek::SigningKey;
 use fieldpost_envelope::PeerId;
 use rand::{TryRng, rngs::SysRng};
+use reqwest::StatusCode;
 use secrecy::SecretString;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -73,7 +74,18 @@ pub(super) async fn register(args: RegisterArgs) -> Result<(), ClientError> {
         body.insert("invite".to_owned(), json!(invite));
     }
     // Not repeated by itself: an answer that was lost on the way held the only copy of the token.
-    let answer: Value = api.call(api.post(&["v1", "peers"]).json(&body)).await?;
+    let answer = api.call(api.post(&["v1", "peers"]).json(&body)).await;
+    let answer: Value = answer.map_err(|error| match error {
+        ClientError::NoToken { peer, url } => ClientError::Taken { peer, url },
+        ClientError::Refused { status: StatusCode::UNAUTHORIZED, .. } if api.has_token() => {
+            ClientError::Stale {
+                peer: args.name.to_string(),
+                url: api.base().to_owned(),
+                path: credentials.path().to_owned(),
+            }
+        }
+        other => other,
+    })?;
     let token = answer["token"].as_str();
     // Shown before it is kept: a full disk must not cost the only copy.
     output.write(&answer, || format!("{}  {}", args.name, token.unwrap_or("registered")))?;

@@ -226,8 +226,9 @@ pub(super) fn own_delivery<'a>(peer: &PeerId, record: &'a Record) -> Option<&'a 
     record.deliveries.iter().find(|delivery| delivery.recipient == peer.as_str())
 }
 
-/// A message to be sent.
+/// A message to be sent. Other fields are refused: a misspelt `min_anonymity` must not send it openly.
 #[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 #[schema(example = json!({"to": "bob", "content": "The bridge is open.", "ttl": 3600}))]
 pub struct SendMessage {
     /// A peer, `peer@gateway`, `group:<id>`, `group:<id>@<gateway>` or `broadcast`.

@@ -70,7 +70,9 @@ impl Store {
                 from due
             ), claimed as (
                 update outbox o
-                set next_attempt_at = $2, attempts = o.attempts + 1, claimed = true
+                set next_attempt_at = $2, attempts = o.attempts + 1, claimed = true,
+                    -- A claim of which nothing was recorded may have sent it.
+                    has_left = o.has_left or o.claimed
                 from fitting f
                 where (o.message_id, o.sender, o.recipient) = (f.message_id, f.sender, f.recipient)
                   and f.bytes_before < $5

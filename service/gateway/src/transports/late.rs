@@ -150,10 +150,7 @@ impl Transport for LateTransport {
     }
 
     fn trouble(&self) -> Option<String> {
-        match self.current() {
-            Some(transport) => transport.trouble(),
-            None => Some("it has not started yet".to_owned()),
-        }
+        self.current()?.trouble()
     }
 
     fn taken(&self, envelope: &[u8]) {

@@ -18,7 +18,7 @@ use crate::{
 
 /// Reads a client's frame.
 pub(super) fn parse(text: &str, peer: &PeerId) -> Result<Asked, Malformed> {
-    let frame: Value = serde_json::from_str(text).map_err(|error| Malformed {
+    let mut frame: Value = serde_json::from_str(text).map_err(|error| Malformed {
         reference: None,
         error: Box::new(ApiError::bad_request(format!("the frame is no JSON: {error}"))),
     })?;
@@ -28,6 +28,10 @@ pub(super) fn parse(text: &str, peer: &PeerId) -> Result<Asked, Malformed> {
     let kind = frame.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
     match kind.as_str() {
         "send" => {
+            // The rest is as in a request.
+            if let Some(fields) = frame.as_object_mut() {
+                fields.retain(|name, _| !matches!(name.as_str(), "type" | "ref"));
+            }
             let request: SendMessage = read(frame).map_err(malformed)?;
             let draft = request.sender().and_then(|sender| match sender {
                 Some(sender) if sender != *peer => Err(ApiError::forbidden(format!(
