@@ -217,6 +217,8 @@ struct Reach {
     name: &'static str,
     now: watch::Receiver<Arc<BTreeSet<String>>>,
     told: BTreeSet<String>,
+    /// What has come back without having gone, until the store knows.
+    returned: BTreeSet<String>,
 }
 
 /// What a delivery under way takes up.
@@ -238,6 +240,7 @@ impl Driver {
                 name: transport.name(),
                 now: transport.reachable(),
                 told: BTreeSet::new(),
+                returned: BTreeSet::new(),
             })
             .collect();
         Self {
@@ -354,14 +357,15 @@ impl Driver {
         let renews = self.renew_at <= now;
         for (reach, transport) in self.reach.iter_mut().zip(&gateway.transports) {
             let current = reach.now.borrow_and_update().clone();
-            let returned = transport.take_returned();
-            if *current == reach.told && !renews && returned.is_empty() {
+            reach.returned.extend(transport.take_returned());
+            if *current == reach.told && !renews && reach.returned.is_empty() {
                 continue;
             }
             let targets: Vec<String> = current.iter().cloned().collect();
             let until = now + REACH_LEASE;
             gateway.store.hold_reach(gateway.replica, reach.name, &targets, until).await?;
-            let is_fresh = |name: &&String| !reach.told.contains(*name) || returned.contains(*name);
+            let is_fresh =
+                |name: &&String| !reach.told.contains(*name) || reach.returned.contains(*name);
             let fresh: Vec<String> = current.iter().filter(is_fresh).cloned().collect();
             if !fresh.is_empty() {
                 gateway.learned.reached(now, reach.name, &fresh);
@@ -372,6 +376,7 @@ impl Driver {
                 let _ = self.outbox.returns.send(Return { transport: reach.name, targets });
             }
             reach.told = current.iter().cloned().collect();
+            reach.returned.clear();
         }
         if renews {
             self.renew_at = now + REACH_RENEWAL;
