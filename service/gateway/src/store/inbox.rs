@@ -111,18 +111,8 @@ impl Lane {
         recipient: String,
         level: i16,
     ) -> sqlx::Result<Self> {
-        let last = sqlx::query_scalar!(
-            r#"
-            insert into lane_in (sender, recipient, level, last_shown) values ($1, $2, $3, 0)
-            on conflict (sender, recipient, level) do update set last_shown = lane_in.last_shown
-            returning last_shown
-            "#,
-            lane_name(&sender, &gateway),
-            recipient,
-            level,
-        )
-        .fetch_one(&mut *connection)
-        .await?;
+        let name = lane_name(&sender, &gateway);
+        let last_shown = lock_lane(connection, &name, &recipient, level).await?;
         let held: Vec<Held> = sqlx::query!(
             r#"
             select message_id, lane_seq as "lane_seq!", after_seq from inbound
@@ -137,13 +127,8 @@ impl Lane {
         .fetch_all(connection)
         .await?
         .into_iter()
-        .map(|row| Held {
-            lane_seq: LaneSeq(row.lane_seq.unsigned_abs()),
-            id: MessageId(row.message_id),
-            after: row.after_seq.map(|after| LaneSeq(after.unsigned_abs())),
-        })
+        .map(|row| held(row.message_id, row.lane_seq, row.after_seq))
         .collect();
-        let last_shown = (last > 0).then(|| LaneSeq(last.unsigned_abs()));
         Ok(Self { sender, gateway, recipient, level, last_shown, stored: held.clone(), held })
     }
 
@@ -194,20 +179,61 @@ impl Lane {
             .execute(&mut *connection)
             .await?;
         }
-        sqlx::query!(
-            r#"
-            update lane_in set last_shown = $4
-            where sender = $1 and recipient = $2 and level = $3 and last_shown < $4
-            "#,
-            lane_name(&self.sender, &self.gateway),
-            self.recipient,
-            self.level,
-            self.last_shown.map_or(0, lane_number),
-        )
-        .execute(connection)
-        .await?;
+        let name = lane_name(&self.sender, &self.gateway);
+        move_lane(connection, &name, &self.recipient, self.level, self.last_shown).await?;
         Ok(released.into_iter().map(|message| message.id).collect())
     }
+}
+
+/// Locks a lane that ends here until the transaction does; what it was last shown.
+pub(super) async fn lock_lane(
+    connection: &mut PgConnection,
+    sender: &str,
+    end: &str,
+    level: i16,
+) -> sqlx::Result<Option<LaneSeq>> {
+    let last = sqlx::query_scalar!(
+        r#"
+        insert into lane_in (sender, recipient, level, last_shown) values ($1, $2, $3, 0)
+        on conflict (sender, recipient, level) do update set last_shown = lane_in.last_shown
+        returning last_shown
+        "#,
+        sender,
+        end,
+        level,
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok((last > 0).then(|| LaneSeq(last.unsigned_abs())))
+}
+
+/// Notes how far a lane that ends here has been shown.
+pub(super) async fn move_lane(
+    connection: &mut PgConnection,
+    sender: &str,
+    end: &str,
+    level: i16,
+    last: Option<LaneSeq>,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"
+        update lane_in set last_shown = $4
+        where sender = $1 and recipient = $2 and level = $3 and last_shown < $4
+        "#,
+        sender,
+        end,
+        level,
+        last.map_or(0, lane_number),
+    )
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+/// What waits for its turn, of its columns.
+pub(super) fn held(id: Uuid, lane_seq: i64, after: Option<i64>) -> Held {
+    let seq = |number: i64| LaneSeq(number.unsigned_abs());
+    Held { lane_seq: seq(lane_seq), id: MessageId(id), after: after.map(seq) }
 }
 
 /// Who wants receipts of a message, if anybody does.

@@ -300,8 +300,7 @@ fn draft(
             labels: BTreeMap::new(),
         },
         ttl: LONGEST_TTL,
-        // What the peer writes to the group meanwhile is not answered before this has come, and takes it
-        // for silence: nothing of it may go first where only one attempt is made at a time.
+        // What the peer writes to the group waits there for this: so this goes first.
         priority: Priority::High,
         min_anonymity,
         wishes: Wishes::default(),

@@ -5,9 +5,10 @@ use fieldpost_envelope::{Recipient, SignedEnvelope};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{GroupInbound, GroupWord, lane::lane_number};
+use super::{GroupInbound, GroupWord};
 use crate::store::{
     Store, content,
+    inbox::lane_number,
     messages::{associated_data, conversation},
     words,
 };

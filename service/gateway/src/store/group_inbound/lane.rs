@@ -4,6 +4,8 @@ use fieldpost_delivery::{Held, release};
 use fieldpost_envelope::{LaneSeq, MessageId};
 use sqlx::PgConnection;
 
+use crate::store::inbox::{held, lane_number, lock_lane, move_lane};
+
 /// Something said to a group whose turn has come.
 #[derive(Clone, Copy)]
 pub(super) struct Turn {
@@ -36,18 +38,7 @@ impl Lane {
         sender: &str,
         level: i16,
     ) -> sqlx::Result<Self> {
-        let last = sqlx::query_scalar!(
-            r#"
-            insert into lane_in (sender, recipient, level, last_shown) values ($1, $2, $3, 0)
-            on conflict (sender, recipient, level) do update set last_shown = lane_in.last_shown
-            returning last_shown
-            "#,
-            sender,
-            lane_end(group),
-            level,
-        )
-        .fetch_one(&mut *connection)
-        .await?;
+        let last_taken = lock_lane(connection, sender, &lane_end(group), level).await?;
         let held: Vec<Held> = sqlx::query!(
             r#"
             select message_id, lane_seq as "lane_seq!", after_seq from group_inbound
@@ -60,17 +51,13 @@ impl Lane {
         .fetch_all(connection)
         .await?
         .into_iter()
-        .map(|row| Held {
-            lane_seq: LaneSeq(row.lane_seq.unsigned_abs()),
-            id: MessageId(row.message_id),
-            after: row.after_seq.map(|after| LaneSeq(after.unsigned_abs())),
-        })
+        .map(|row| held(row.message_id, row.lane_seq, row.after_seq))
         .collect();
         Ok(Self {
             group: group.to_owned(),
             sender: sender.to_owned(),
             level,
-            last_taken: (last > 0).then(|| LaneSeq(last.unsigned_abs())),
+            last_taken,
             stored: held.clone(),
             held,
         })
@@ -97,18 +84,8 @@ impl Lane {
             .execute(&mut *connection)
             .await?;
         }
-        sqlx::query!(
-            r#"
-            update lane_in set last_shown = $4
-            where sender = $1 and recipient = $2 and level = $3 and last_shown < $4
-            "#,
-            self.sender,
-            lane_end(&self.group),
-            self.level,
-            self.last_taken.map_or(0, lane_number),
-        )
-        .execute(connection)
-        .await?;
+        let end = lane_end(&self.group);
+        move_lane(connection, &self.sender, &end, self.level, self.last_taken).await?;
         let turn =
             |out: &fieldpost_delivery::Released| Turn { id: out.id, gap: out.gap, late: out.late };
         Ok(released.iter().map(turn).collect())
@@ -118,8 +95,4 @@ impl Lane {
 /// How a group is named at the end of a lane; no peer can have that name.
 pub(super) fn lane_end(group: &str) -> String {
     format!("group:{group}")
-}
-
-pub(super) fn lane_number(seq: LaneSeq) -> i64 {
-    i64::try_from(seq.0).unwrap_or(i64::MAX)
 }
