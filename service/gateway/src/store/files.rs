@@ -292,6 +292,10 @@ impl Store {
             }
             FileReader::Uploader(peer) => Ok(Err(FileRefusal::NotAllowed(peer.clone(), "change"))),
             FileReader::Peer(peer) if self.is_file_reader(id, peer).await? => Ok(Ok(file)),
+            // A file that goes takes its readers along.
+            FileReader::Peer(_) if self.find_file(id).await?.is_none() => {
+                Ok(Err(FileRefusal::Unknown))
+            }
             FileReader::Peer(peer) => Ok(Err(FileRefusal::NotAllowed(peer.clone(), "read"))),
         }
     }
