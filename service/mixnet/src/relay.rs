@@ -229,6 +229,10 @@ impl Relay {
             Command::Forward { delay, .. } if !self.config.forwards || delay > LONGEST_DELAY => {
                 self.counts.unserved += 1;
             }
+            Command::Forward { next, delay } if delay.is_zero() => {
+                self.counts.forwarded += 1;
+                self.actions.push(Action::Forward { to: next, packet });
+            }
             Command::Forward { next, delay } => {
                 let bytes = packet.as_bytes().len();
                 if self.wheel.len() >= self.config.held_packets

@@ -35,5 +35,5 @@ pub use self::{
     forgetful::ForgetfulRng,
     front::{Clock, Front, FrontOptions},
     node::{ForwardError, HtxError, HtxFigures, HtxOptions, HtxTls, HtxTransport},
-    template::{Template, client_tls, server_tls},
+    template::{Template, client_tls, client_tls_of_relays, server_tls},
 };

@@ -7,11 +7,11 @@ use fieldpost_mixnet::htx::{
     Action, BucketLimits, Capabilities, CarrierPolicy, Gate, SecretKey, Settings, TicketKey,
 };
 use fieldpost_transport::htx::{
-    Clock, Decoy, Dialer, ForgetfulRng, Front, FrontOptions, LinkEnd, Target, Template, client_tls,
-    server_tls,
+    Clock, Decoy, Dialer, ForgetfulRng, Front, FrontOptions, LinkEnd, Target, Template,
+    client_tls_of_relays, server_tls,
 };
 use rand::{SeedableRng, rngs::StdRng};
-use rustls::{RootCertStore, pki_types::PrivateKeyDer};
+use rustls::pki_types::PrivateKeyDer;
 use tokio::{net::TcpListener, runtime::Builder, sync::watch};
 
 /// Both sides' processor time for one link, in time and in floors: the medians of some runs of
@@ -24,8 +24,6 @@ pub(crate) fn processor_time(runs: usize) -> (Duration, f64) {
         let certificate = rcgen::generate_simple_self_signed([NAME.to_owned()]).expect("one");
         let key = PrivateKeyDer::try_from(certificate.signing_key.serialize_der()).expect("a key");
         let chain = vec![certificate.cert.der().clone()];
-        let mut roots = RootCertStore::empty();
-        roots.add(chain[0].clone()).expect("a good certificate");
         let mut rng = StdRng::seed_from_u64(1);
         let limits = BucketLimits { burst: 1_000_000, ..BucketLimits::default() };
         let (secret, noise) = (SecretKey::from_bytes(&[7; 32]), SecretKey::from_bytes(&[3; 32]));
@@ -58,7 +56,7 @@ pub(crate) fn processor_time(runs: usize) -> (Duration, f64) {
         let stop = watch::Sender::new(false);
         tokio::spawn(front.serve(listener, stop.subscribe()));
         let dialer = Dialer {
-            tls: client_tls(roots).expect("ring"),
+            tls: client_tls_of_relays().expect("ring"),
             template: Template::default(),
             settings: settings(),
             identity: Some(SecretKey::from_bytes(&[4; 32])),

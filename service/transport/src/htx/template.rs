@@ -6,7 +6,11 @@ use rustls::{
         Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
-    crypto::{CryptoProvider, ring::default_provider, verify_tls13_signature},
+    crypto::{
+        CryptoProvider,
+        ring::{cipher_suite as suite, default_provider},
+        verify_tls13_signature,
+    },
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime},
     version::TLS13,
 };
@@ -55,8 +59,8 @@ impl Default for Template {
 ///
 /// rustls refuses the provider, which is a fault of the build.
 pub fn client_tls(roots: RootCertStore) -> Result<Arc<ClientConfig>, rustls::Error> {
-    let builder = ClientConfig::builder_with_provider(default_provider().into())
-        .with_protocol_versions(&[&TLS13])?;
+    let builder =
+        ClientConfig::builder_with_provider(provider().into()).with_protocol_versions(&[&TLS13])?;
     Ok(finished(builder.with_root_certificates(roots).with_no_client_auth()))
 }
 
@@ -69,8 +73,8 @@ pub fn client_tls(roots: RootCertStore) -> Result<Arc<ClientConfig>, rustls::Err
 /// # Errors
 ///
 /// As [`client_tls`].
-pub(super) fn client_tls_of_relays() -> Result<Arc<ClientConfig>, rustls::Error> {
-    let provider = Arc::new(default_provider());
+pub fn client_tls_of_relays() -> Result<Arc<ClientConfig>, rustls::Error> {
+    let provider = Arc::new(provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&TLS13])?;
     let any = Arc::new(AnyCertificate(provider));
@@ -133,13 +137,29 @@ pub fn server_tls(
     certificates: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
-    let mut config = ServerConfig::builder_with_provider(default_provider().into())
+    let mut config = ServerConfig::builder_with_provider(provider().into())
         .with_protocol_versions(&[&TLS13])?
         .with_no_client_auth()
         .with_single_cert(certificates, key)?;
     config.alpn_protocols = alpn();
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
+}
+
+/// Suites are offered, and chosen, in the order of Chromium; those of TLS 1.2 are only for show.
+fn provider() -> CryptoProvider {
+    let cipher_suites = vec![
+        suite::TLS13_AES_128_GCM_SHA256,
+        suite::TLS13_AES_256_GCM_SHA384,
+        suite::TLS13_CHACHA20_POLY1305_SHA256,
+        suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+        suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+        suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+        suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+        suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+        suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+    ];
+    CryptoProvider { cipher_suites, ..default_provider() }
 }
 
 fn alpn() -> Vec<Vec<u8>> {
