@@ -267,6 +267,12 @@ impl MeshTransport {
         own_addresses(&self.endpoint)
     }
 
+    /// Waits until one of its relays has taken it in, from when on others find it there; for good if
+    /// it has none.
+    pub async fn at_relay(&self) {
+        self.endpoint.online().await;
+    }
+
     /// What has been counted: links and envelopes, and whatever was refused, by reason.
     pub fn counters(&self) -> MeshCounters {
         lock(&self.shared.counters).clone()
@@ -411,6 +417,9 @@ async fn bind(
         listen: listen.map_or_else(|| "any port".into(), |listen| listen.to_string()),
         reason,
     };
+    let mut net_report = NetReportConfig::minimal();
+    // Where UDP does not pass, nothing else finds the relay at which we are to be found.
+    net_report.https_probes = !relays.is_empty();
     let relay_mode = match relays.is_empty() {
         true => RelayMode::Disabled,
         false => RelayMode::custom(relays),
@@ -421,7 +430,7 @@ async fn bind(
         .relay_mode(relay_mode)
         .clear_address_lookup()
         .portmapper_config(PortmapperConfig::Disabled)
-        .net_report_config(NetReportConfig::minimal())
+        .net_report_config(net_report)
         .transport_config(transport_config());
     if let Some(listen) = listen {
         builder = builder

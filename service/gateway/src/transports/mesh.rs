@@ -1,10 +1,16 @@
 //! The `mesh` transport of a replica: its node key under a lease, its certificate, its options.
 
-use std::{collections::BTreeSet, fmt::Display, future::ready, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fmt::Display,
+    future::{pending, ready},
+    sync::Arc,
+    time::Duration,
+};
 
 use fieldpost_envelope::NodePurpose;
 use fieldpost_transport::{MeshRefusal, MeshTransport};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -14,6 +20,8 @@ use crate::{Gateway, telemetry::metrics as names};
 
 /// Until a node is looked up again, after the database failed.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Until it is said that no relay answers.
+const RELAY_PATIENCE: Duration = Duration::from_secs(15);
 /// Between two looks at what the transport has counted.
 const COUNTED_EVERY: Duration = Duration::from_secs(2);
 
@@ -38,6 +46,7 @@ pub(super) async fn keep(
             }) => {}
             () = look_for_copies(&gateway, &mesh) => {}
             () = count(&mesh) => {}
+            () = say_relay(&gateway, &mesh) => {}
         }
         stop.cancelled().await;
         let_go(&gateway, MESH).await;
@@ -60,10 +69,33 @@ async fn start(gateway: &Gateway, alone: bool) -> Result<Arc<MeshTransport>, Str
     let mesh = MeshTransport::start(options, key.to_bytes(), certificate, now)
         .await
         .map_err(|error| says(&error))?;
-    for address in mesh.own_addresses() {
+    say_addresses(&mesh, &BTreeSet::new());
+    Ok(mesh)
+}
+
+/// Says those of its addresses that are new since `said`.
+fn say_addresses(mesh: &MeshTransport, said: &BTreeSet<String>) {
+    for address in mesh.own_addresses().into_iter().filter(|address| !said.contains(address)) {
         tracing::info!(mesh.address = %address, "other gateways reach this one by --bootstrap");
     }
-    Ok(mesh)
+}
+
+/// Says at which relay this gateway can be found, or that none takes it in.
+async fn say_relay(gateway: &Gateway, mesh: &MeshTransport) {
+    let relays = &gateway.config.mesh_relay;
+    if !relays.is_empty() {
+        let said = mesh.own_addresses().into_iter().collect();
+        if timeout(RELAY_PATIENCE, mesh.at_relay()).await.is_err() {
+            tracing::warn!(
+                mesh.relays = relays.join(", "),
+                "no relay answers; they are tried on and on. See that the URL of --mesh-relay is \
+                 right and that its port is open from here"
+            );
+            mesh.at_relay().await;
+        }
+        say_addresses(mesh, &said);
+    }
+    pending().await
 }
 
 /// Says so, once for each, when nodes show certificates of this gateway that are none of its replicas:
