@@ -13,6 +13,8 @@
 //! (`transport_required`) gets each of the two in order, but not one after the other: the two ways
 //! are two lanes.
 
+use std::mem;
+
 use fieldpost_envelope::{LaneSeq, MessageId, Priority, Recipient};
 
 /// Whether a message keeps its place behind others of the same sender, recipient and level.
@@ -65,6 +67,16 @@ pub struct Held {
     pub after: Option<LaneSeq>,
 }
 
+/// How far the messages of a lane have been shown.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Progress {
+    /// The furthest place that was.
+    pub last_shown: Option<LaneSeq>,
+    /// The message that was to say that something is missing ended before anybody saw it: the next
+    /// one says so.
+    pub owes_gap: bool,
+}
+
 /// A message that may now be shown.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Released {
@@ -72,28 +84,33 @@ pub struct Released {
     pub lane_seq: LaneSeq,
     /// Which it is.
     pub id: MessageId,
-    /// Its predecessor has not come in time.
+    /// Something before it has not come in time.
     pub gap: bool,
     /// Something that follows it has been shown already.
     pub late: bool,
 }
 
-/// Takes from `held`, in order, what may be shown, and moves `last_shown` along.
+/// Takes from `held`, in order, what may be shown, and moves `progress` along.
 ///
 /// `due` is the furthest place of a message that has waited long enough: everything held up to
 /// there is shown, so that what waits behind it does not come out before it.
 pub fn release(
-    last_shown: &mut Option<LaneSeq>,
+    progress: &mut Progress,
     held: &mut Vec<Held>,
     due: Option<LaneSeq>,
 ) -> Vec<Released> {
+    let Progress { last_shown, owes_gap } = progress;
     held.sort_unstable();
     let mut released = Vec::new();
     held.retain(|message| {
         let Held { lane_seq, id, after } = *message;
         let (gap, late) = match admit(*last_shown, lane_seq, after) {
-            Admit::Show { late } => (false, late),
-            Admit::Hold if due >= Some(lane_seq) => (true, false),
+            Admit::Show { late: true } => (false, true),
+            Admit::Show { late: false } => (mem::take(owes_gap), false),
+            Admit::Hold if due >= Some(lane_seq) => {
+                *owes_gap = false;
+                (true, false)
+            }
             Admit::Hold => return true,
         };
         *last_shown = (*last_shown).max(Some(lane_seq));
@@ -160,21 +177,29 @@ mod tests {
 
     #[test]
     fn the_missing_one_brings_out_all_that_waited_for_it_in_order() {
-        let mut last = Some(LaneSeq(1));
+        let mut progress = Progress { last_shown: Some(LaneSeq(1)), owes_gap: false };
         let mut waiting = vec![held(4, 3), held(2, 1), held(3, 2), held(9, 8)];
-        let out = release(&mut last, &mut waiting, None);
+        let out = release(&mut progress, &mut waiting, None);
         assert_eq!(places(&out), [(2, false, false), (3, false, false), (4, false, false)]);
         assert_eq!(waiting, [held(9, 8)]);
-        assert_eq!(last, Some(LaneSeq(4)));
+        assert_eq!(progress.last_shown, Some(LaneSeq(4)));
     }
 
     #[test]
     fn after_the_wait_what_follows_comes_with_a_gap_and_only_the_first_of_it() {
-        let mut last = None;
+        let mut progress = Progress::default();
         let mut waiting = vec![held(3, 2), held(2, 1), held(7, 6)];
-        let out = release(&mut last, &mut waiting, Some(LaneSeq(3)));
+        let out = release(&mut progress, &mut waiting, Some(LaneSeq(3)));
         assert_eq!(places(&out), [(2, true, false), (3, false, false)]);
         assert_eq!(waiting, [held(7, 6)]);
+    }
+
+    #[test]
+    fn a_gap_that_nobody_has_seen_is_told_by_the_next_that_is_not_late() {
+        let mut progress = Progress { last_shown: Some(LaneSeq(6)), owes_gap: true };
+        let out = release(&mut progress, &mut vec![held(5, 4), held(7, 5), held(8, 7)], None);
+        assert_eq!(places(&out), [(5, false, true), (7, true, false), (8, false, false)]);
+        assert!(!progress.owes_gap);
     }
 
     #[test]
@@ -207,14 +232,14 @@ mod tests {
             arrivals in Just((1u64..=8).collect::<Vec<_>>()).prop_shuffle(),
             gives_up in prop::collection::vec(prop::bool::weighted(0.2), 8),
         ) {
-            let mut last = None;
+            let mut progress = Progress::default();
             let mut waiting = Vec::new();
             let mut shown = Vec::new();
             for (place, gives_up) in arrivals.into_iter().zip(gives_up) {
                 waiting.push(held(place, place - 1));
-                shown.extend(release(&mut last, &mut waiting, None));
+                shown.extend(release(&mut progress, &mut waiting, None));
                 if gives_up {
-                    shown.extend(release(&mut last, &mut waiting, Some(LaneSeq(8))));
+                    shown.extend(release(&mut progress, &mut waiting, Some(LaneSeq(8))));
                 }
             }
             prop_assert!(waiting.is_empty());

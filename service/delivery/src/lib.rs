@@ -32,7 +32,7 @@ mod warm;
 
 pub use dispatch::{Action, Dispatch, Event, Rules};
 pub use lanes::{
-    Admit, Held, Released, admit, has_lane, known_after, pass_over, predecessor, release,
+    Admit, Held, Progress, Released, admit, has_lane, known_after, pass_over, predecessor, release,
 };
 pub use memory::{INBOX_LIMIT, MemoryStore, REMEMBERED};
 pub use receipts::{Effect, Standing, effect, signer_of};

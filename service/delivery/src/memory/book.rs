@@ -14,9 +14,9 @@ use fieldpost_envelope::{
 use super::REMEMBERED;
 use crate::{
     Accepted, Attempt, AttemptResult, Cancelled, Claim, Confirm, Correspondent, DeliveryRecord,
-    Effect, Held, Inbound, InboxEntry, Message, Next, ReceiptIn, ReceiptOut, Received, Record, Seq,
-    Settled, Standing, Submission, Target, Time, effect, has_lane, known_after, may_follow,
-    message_status, pass_over, predecessor, release, retry::later, signer_of,
+    Effect, Held, Inbound, InboxEntry, Message, Next, Progress, ReceiptIn, ReceiptOut, Received,
+    Record, Seq, Settled, Standing, Submission, Target, Time, effect, has_lane, known_after,
+    may_follow, message_status, pass_over, predecessor, release, retry::later, signer_of,
 };
 
 #[derive(Debug, Default)]
@@ -146,7 +146,7 @@ struct LaneOut {
 
 #[derive(Debug, Default)]
 struct LaneIn {
-    last_shown: Option<LaneSeq>,
+    progress: Progress,
     held: Vec<Held>,
 }
 
@@ -243,6 +243,7 @@ impl Book {
         after: Seq,
         limit: usize,
     ) -> Vec<InboxEntry> {
+        self.hand_gaps_on(now, peer);
         let Some(inbox) = self.inboxes.get_mut(peer) else { return Vec::new() };
         let deliveries = &mut self.deliveries;
         let mut entries = Vec::new();
@@ -567,7 +568,7 @@ impl Book {
     /// Shows what may be shown; true when there was anything.
     fn release(&mut self, lane: &InLane, due: Option<LaneSeq>) -> bool {
         let Some(known) = self.lanes_in.get_mut(lane) else { return false };
-        let released = release(&mut known.last_shown, &mut known.held, due);
+        let released = release(&mut known.progress, &mut known.held, due);
         for out in &released {
             let Some(key) = inbound_key(&lane.0, out.id) else { continue };
             self.unhold(&key);
@@ -931,6 +932,9 @@ impl Book {
                     Place::Waits(order) => {
                         inbox.waits.remove(&order);
                         here.place = Place::Gone;
+                        if here.gap {
+                            self.hand_gap_on(key, order);
+                        }
                     }
                     Place::Shown(seq) => {
                         inbox.shown.remove(&seq);
@@ -942,6 +946,48 @@ impl Book {
         if let Some((lane, _)) = lane_in {
             self.pass_over_ended(&lane, key.id);
         }
+    }
+
+    /// Lets the next message of a lane say that something is missing, instead of one that nobody has
+    /// seen and nobody will.
+    fn hand_gap_on(&mut self, key: &Key, order: u64) {
+        let Some((lane, _)) = self.lane_in(key) else { return };
+        let Target::Local(peer) = &key.target else { return };
+        let waits = self.inboxes.get(peer).map(|inbox| &inbox.waits);
+        let mut behind = waits.into_iter().flat_map(|waits| waits.range(order + 1..));
+        let is_next = |(_, other): &(&u64, &Key)| {
+            let Some(Part::Here(here)) = self.deliveries.get(other).map(|one| &one.part) else {
+                return false;
+            };
+            let other = here.arrival.as_ref().and_then(|arrival| arrival.lane.as_ref());
+            !here.late && other.is_some_and(|(of, _)| *of == lane)
+        };
+        let next = behind.find(is_next).map(|(_, next)| next.clone());
+        match next.and_then(|next| self.deliveries.get_mut(&next)) {
+            Some(Delivery { part: Part::Here(here), .. }) => here.gap = true,
+            _ => self.lanes_in.entry(lane).or_default().progress.owes_gap = true,
+        }
+    }
+
+    /// Hands on the gaps of messages whose time is over, before anything behind them is shown.
+    fn hand_gaps_on(&mut self, now: Time, peer: &PeerId) {
+        while let Some((order, key)) = self.unseen_gap(now, peer) {
+            if let Some(Delivery { part: Part::Here(here), .. }) = self.deliveries.get_mut(&key) {
+                here.gap = false;
+            }
+            self.hand_gap_on(&key, order);
+        }
+    }
+
+    fn unseen_gap(&self, now: Time, peer: &PeerId) -> Option<(u64, Key)> {
+        let mut waits = self.inboxes.get(peer)?.waits.iter();
+        let (order, key) = waits.find(|(_, key)| {
+            self.deliveries.get(key).is_some_and(|delivery| {
+                let has_gap = matches!(&delivery.part, Part::Here(here) if here.gap);
+                has_gap && delivery.message.expires_at <= now
+            })
+        })?;
+        Some((*order, key.clone()))
     }
 
     /// What waited for a message that ended while it was held itself waits for what that one

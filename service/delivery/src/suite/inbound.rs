@@ -405,14 +405,26 @@ impl<S: Store> Run<'_, S> {
         let came = &self.came[index];
         let first_after = came.after[0];
         let follows = furthest_shown >= first_after;
-        ensure!(self, !gap || (!late && !follows), ORDER, "{says}, its predecessor was shown");
-        // Neither the predecessor nor anything after it can have been shown or run out unshown.
+        // One that ran out unshown may have been the one to say so.
+        let ran_out = |other: &Came| {
+            let place = other.lane.filter(|(of, _)| *of == lane).map(|(_, seq)| seq);
+            !other.shown && other.is_over(self.now) && place.is_some_and(|seq| seq < lane_seq)
+        };
+        let is_said_for_another = self.came.iter().any(ran_out);
+        ensure!(
+            self,
+            !gap || (!late && (!follows || is_said_for_another)),
+            ORDER,
+            "{says}, its predecessor was shown"
+        );
+        // Neither the predecessor nor anything after it can have been shown.
         let before = (0..self.came.len()).filter(|&other| {
             let (place, is_of_lane) = match self.came[other].lane {
                 Some((of, seq)) => (seq, of == lane),
                 None => return false,
             };
-            is_of_lane && place < lane_seq && self.may_be_visible(other)
+            let is_there = !ran_out(&self.came[other]) && self.may_be_visible(other);
+            is_of_lane && place < lane_seq && is_there
         });
         let furthest = before.filter_map(|other| self.came[other].lane.map(|(_, seq)| seq)).max();
         let misses = !late && furthest < after;

@@ -1,11 +1,14 @@
 //! Storing what comes from elsewhere, and ending what is over.
 
-use fieldpost_delivery::{Correspondent, Held, Inbound, Settled, Time, release};
+use fieldpost_delivery::{Correspondent, Held, Inbound, Progress, Settled, Time, release};
 use fieldpost_envelope::{LaneSeq, MessageId, MessageStatus, PeerId, Recipient};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::store::{Store, messages::conversation, words};
+
+/// Gaps of messages that were never shown that one look hands on.
+const GAPS_AT_ONCE: i64 = 1000;
 
 impl Store {
     /// Ends deliveries whose time is over; see [`fieldpost_delivery::Store::expire_due`].
@@ -14,6 +17,7 @@ impl Store {
         now: Time,
         limit: usize,
     ) -> sqlx::Result<Vec<Settled>> {
+        self.hand_gaps_on(now, None).await?;
         let rows = sqlx::query!(
             r#"
             with unshown as (
@@ -45,6 +49,86 @@ impl Store {
                 settled(row.message_id, &row.sender, row.recipient, MessageStatus::Expired, now)
             })
             .collect()
+    }
+
+    /// Lets the next message of a lane say that something is missing, where the one that was to say so
+    /// is over and was never shown; of one peer or all.
+    pub(super) async fn hand_gaps_on(&self, now: Time, peer: Option<&PeerId>) -> sqlx::Result<()> {
+        let unseen = sqlx::query!(
+            r#"
+            select i.recipient, i.position, i.message_id, i.sender,
+                   b.gateway as "gateway?", b.level as "level?"
+            from inbox i
+            left join inbound b using (message_id, sender, recipient)
+            where i.gap and i.seq is null and i.expires_at <= $1
+              and ($2::text is null or i.recipient = $2)
+            order by i.sender, i.recipient, i.position
+            limit $3
+            "#,
+            now,
+            peer.map(PeerId::as_str),
+            GAPS_AT_ONCE,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        for row in unseen {
+            let mut transaction = self.pool.begin().await?;
+            let lane = match (row.gateway, row.level) {
+                (Some(gateway), Some(level)) => {
+                    let name = lane_name(&row.sender, &gateway);
+                    let progress =
+                        lock_lane(&mut transaction, &name, &row.recipient, level).await?;
+                    Some((name, gateway, level, progress))
+                }
+                // What a group of this gateway passed on has no lane of its own.
+                _ => None,
+            };
+            let taken = sqlx::query!(
+                r#"
+                update inbox set gap = false
+                where recipient = $1 and position = $2 and message_id = $3 and sender = $4
+                  and gap and seq is null
+                "#,
+                row.recipient,
+                row.position,
+                row.message_id,
+                row.sender,
+            )
+            .execute(&mut *transaction)
+            .await?;
+            if taken.rows_affected() > 0
+                && let Some((name, gateway, level, progress)) = lane
+            {
+                let handed = sqlx::query!(
+                    r#"
+                    update inbox set gap = true
+                    where seq is null and (recipient, position, message_id, sender) = (
+                        select i.recipient, i.position, i.message_id, i.sender
+                        from inbox i
+                        join inbound b using (message_id, sender, recipient)
+                        where i.recipient = $1 and i.position > $2 and i.sender = $3
+                          and b.gateway = $4 and b.level = $5
+                          and i.seq is null and not i.late and i.expires_at > $6
+                        order by i.position
+                        limit 1
+                    )
+                    "#,
+                    row.recipient,
+                    row.position,
+                    row.sender,
+                    gateway,
+                    level,
+                    now,
+                )
+                .execute(&mut *transaction)
+                .await?;
+                let owes_gap = handed.rows_affected() == 0;
+                let progress = Progress { owes_gap: owes_gap || progress.owes_gap, ..progress };
+                move_lane(&mut transaction, &name, &row.recipient, level, progress).await?;
+            }
+            transaction.commit().await?;
+        }
+        Ok(())
     }
 
     /// Shows what has waited long enough; see [`fieldpost_delivery::Store::release_held`].
@@ -97,7 +181,7 @@ struct Lane {
     gateway: String,
     recipient: String,
     level: i16,
-    last_shown: Option<LaneSeq>,
+    progress: Progress,
     held: Vec<Held>,
     /// The `held` of the database.
     stored: Vec<Held>,
@@ -112,7 +196,7 @@ impl Lane {
         level: i16,
     ) -> sqlx::Result<Self> {
         let name = lane_name(&sender, &gateway);
-        let last_shown = lock_lane(connection, &name, &recipient, level).await?;
+        let progress = lock_lane(connection, &name, &recipient, level).await?;
         let held: Vec<Held> = sqlx::query!(
             r#"
             select message_id, lane_seq as "lane_seq!", after_seq from inbound
@@ -129,7 +213,7 @@ impl Lane {
         .into_iter()
         .map(|row| held(row.message_id, row.lane_seq, row.after_seq))
         .collect();
-        Ok(Self { sender, gateway, recipient, level, last_shown, stored: held.clone(), held })
+        Ok(Self { sender, gateway, recipient, level, progress, stored: held.clone(), held })
     }
 
     /// Shows what may be shown, and keeps what was learnt of the rest.
@@ -139,7 +223,7 @@ impl Lane {
         due: Option<LaneSeq>,
         mut position: impl FnMut() -> Time,
     ) -> sqlx::Result<Vec<MessageId>> {
-        let released = release(&mut self.last_shown, &mut self.held, due);
+        let released = release(&mut self.progress, &mut self.held, due);
         for message in &released {
             sqlx::query!(
                 r#"
@@ -180,23 +264,23 @@ impl Lane {
             .await?;
         }
         let name = lane_name(&self.sender, &self.gateway);
-        move_lane(connection, &name, &self.recipient, self.level, self.last_shown).await?;
+        move_lane(connection, &name, &self.recipient, self.level, self.progress).await?;
         Ok(released.into_iter().map(|message| message.id).collect())
     }
 }
 
-/// Locks a lane that ends here until the transaction does; what it was last shown.
+/// Locks a lane that ends here until the transaction does; how far it has come.
 pub(super) async fn lock_lane(
     connection: &mut PgConnection,
     sender: &str,
     end: &str,
     level: i16,
-) -> sqlx::Result<Option<LaneSeq>> {
-    let last = sqlx::query_scalar!(
+) -> sqlx::Result<Progress> {
+    let row = sqlx::query!(
         r#"
         insert into lane_in (sender, recipient, level, last_shown) values ($1, $2, $3, 0)
         on conflict (sender, recipient, level) do update set last_shown = lane_in.last_shown
-        returning last_shown
+        returning last_shown, owes_gap
         "#,
         sender,
         end,
@@ -204,30 +288,38 @@ pub(super) async fn lock_lane(
     )
     .fetch_one(connection)
     .await?;
-    Ok((last > 0).then(|| LaneSeq(last.unsigned_abs())))
+    Ok(progress(row.last_shown, row.owes_gap))
 }
 
-/// Notes how far a lane that ends here has been shown.
+/// Notes how far a lane that ends here has come.
 pub(super) async fn move_lane(
     connection: &mut PgConnection,
     sender: &str,
     end: &str,
     level: i16,
-    last: Option<LaneSeq>,
+    progress: Progress,
 ) -> sqlx::Result<()> {
     sqlx::query!(
         r#"
-        update lane_in set last_shown = $4
-        where sender = $1 and recipient = $2 and level = $3 and last_shown < $4
+        update lane_in set last_shown = greatest(last_shown, $4), owes_gap = $5
+        where sender = $1 and recipient = $2 and level = $3
+          and (last_shown < $4 or owes_gap <> $5)
         "#,
         sender,
         end,
         level,
-        last.map_or(0, lane_number),
+        progress.last_shown.map_or(0, lane_number),
+        progress.owes_gap,
     )
     .execute(connection)
     .await
     .map(drop)
+}
+
+/// How far a lane has come, of its columns.
+pub(super) fn progress(last_shown: i64, owes_gap: bool) -> Progress {
+    let last_shown = (last_shown > 0).then(|| LaneSeq(last_shown.unsigned_abs()));
+    Progress { last_shown, owes_gap }
 }
 
 /// What waits for its turn, of its columns.

@@ -11,7 +11,8 @@ use std::{
 };
 
 use fieldpost_delivery::{
-    Correspondent, Held, Inbound, Received, Time, known_after, pass_over, release,
+    Correspondent, Held, Inbound, Progress, Received, Released, Time, known_after, pass_over,
+    release,
 };
 use fieldpost_envelope::{LaneSeq, MessageId};
 use sqlx::PgConnection;
@@ -21,7 +22,7 @@ use crate::store::{
     Store,
     batches::Question,
     content,
-    inbox::{inbound_conversation, lane_name, lane_number, receipts_to, size},
+    inbox::{inbound_conversation, lane_name, lane_number, progress, receipts_to, size},
     messages::associated_data,
     words,
 };
@@ -135,15 +136,18 @@ impl Store {
             match one.inbound.lane_seq {
                 Some(seq) => lanes.admit(one, seq, is_fresh),
                 None if is_fresh => {
-                    shown.insert(one.name(), Shown { at: times.at(number), late: false });
+                    shown.insert(
+                        one.name(),
+                        Shown { at: times.at(number), gap: false, late: false },
+                    );
                 }
                 None => {}
             }
         }
         let released = lanes.release();
         let positions = self.acceptance_times(now, released.len());
-        for (number, (name, late)) in released.into_iter().enumerate() {
-            shown.insert(name, Shown { at: positions.at(number), late });
+        for (number, (name, Released { gap, late, .. })) in released.into_iter().enumerate() {
+            shown.insert(name, Shown { at: positions.at(number), gap, late });
         }
         let mut fresh = Fresh::default();
         let mut met = Vec::new();
@@ -191,6 +195,7 @@ impl Store {
 #[derive(Clone, Copy)]
 struct Shown {
     at: Time,
+    gap: bool,
     late: bool,
 }
 
@@ -220,10 +225,10 @@ async fn known(
 struct Lanes(BTreeMap<LaneName, Lane>);
 
 struct Lane {
-    last_shown: Option<LaneSeq>,
+    progress: Progress,
     held: Vec<Held>,
     /// The two of the database.
-    stored_last: Option<LaneSeq>,
+    stored_progress: Progress,
     stored: Vec<Held>,
 }
 
@@ -264,7 +269,7 @@ impl Lanes {
         let rows = sqlx::query!(
             r#"
             select asked.sender as "sender!", asked.gateway as "gateway!",
-                   asked.recipient as "recipient!", asked.level as "level!", l.last_shown,
+                   asked.recipient as "recipient!", asked.level as "level!", l.last_shown, l.owes_gap,
                    b.message_id as "message_id?", b.lane_seq, b.after_seq
             from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::smallint[])
                 as asked (lane, sender, gateway, recipient, level)
@@ -285,12 +290,12 @@ impl Lanes {
         .await?;
         let mut lanes = BTreeMap::new();
         for row in rows {
-            let last = (row.last_shown > 0).then(|| LaneSeq(row.last_shown.unsigned_abs()));
+            let progress = progress(row.last_shown, row.owes_gap);
             let lane = lanes
                 .entry((row.sender, row.gateway, row.recipient, row.level))
                 .or_insert_with(|| Lane {
-                    last_shown: last,
-                    stored_last: last,
+                    progress,
+                    stored_progress: progress,
                     held: Vec::new(),
                     stored: Vec::new(),
                 });
@@ -318,15 +323,15 @@ impl Lanes {
         }
     }
 
-    /// Takes out, in order, what may be shown, and whether that comes after its turn.
-    fn release(&mut self) -> Vec<(Name, bool)> {
+    /// Takes out, in order, what may be shown.
+    fn release(&mut self) -> Vec<(Name, Released)> {
         let mut all = Vec::new();
         for ((sender, _, recipient, _), lane) in &mut self.0 {
-            let released = release(&mut lane.last_shown, &mut lane.held, None);
+            let released = release(&mut lane.progress, &mut lane.held, None);
             all.extend(
-                released.into_iter().map(|message| {
-                    ((message.id.0, sender.clone(), recipient.clone()), message.late)
-                }),
+                released
+                    .into_iter()
+                    .map(|message| ((message.id.0, sender.clone(), recipient.clone()), message)),
             );
         }
         all
@@ -346,25 +351,29 @@ impl Lanes {
         connection: &mut PgConnection,
         shown: &BTreeMap<Name, Shown>,
     ) -> sqlx::Result<()> {
-        let moved: Vec<(&LaneName, i64)> = self
+        let moved: Vec<(&LaneName, Progress)> = self
             .0
             .iter()
-            .filter(|(_, lane)| lane.last_shown > lane.stored_last)
-            .map(|(name, lane)| (name, lane.last_shown.map_or(0, lane_number)))
+            .filter(|(_, lane)| lane.progress != lane.stored_progress)
+            .map(|(name, lane)| (name, lane.progress))
             .collect();
         if !moved.is_empty() {
             sqlx::query!(
                 r#"
-                update lane_in l set last_shown = moved.last_shown
-                from unnest($1::text[], $2::text[], $3::smallint[], $4::bigint[])
-                    as moved (sender, recipient, level, last_shown)
+                update lane_in l set last_shown = moved.last_shown, owes_gap = moved.owes_gap
+                from unnest($1::text[], $2::text[], $3::smallint[], $4::bigint[], $5::boolean[])
+                    as moved (sender, recipient, level, last_shown, owes_gap)
                 where (l.sender, l.recipient, l.level)
                     = (moved.sender, moved.recipient, moved.level)
                 "#,
                 &moved.iter().map(|(name, _)| lane_name(&name.0, &name.1)).collect::<Vec<_>>(),
                 &moved.iter().map(|(name, _)| name.2.clone()).collect::<Vec<_>>(),
                 &moved.iter().map(|(name, _)| name.3).collect::<Vec<_>>(),
-                &moved.iter().map(|(_, last)| *last).collect::<Vec<_>>(),
+                &moved
+                    .iter()
+                    .map(|(_, progress)| progress.last_shown.map_or(0, lane_number))
+                    .collect::<Vec<_>>(),
+                &moved.iter().map(|(_, progress)| progress.owes_gap).collect::<Vec<_>>(),
             )
             .execute(&mut *connection)
             .await?;
@@ -377,19 +386,20 @@ impl Lanes {
             r#"
             with shown as (
                 select * from unnest(
-                    $1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::boolean[]
-                ) as shown (message_id, sender, recipient, position, late)
+                    $1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::boolean[],
+                    $6::boolean[]
+                ) as shown (message_id, sender, recipient, position, late, gap)
             ), released as (
                 update inbound b set position = s.position, release_at = null
                 from shown s
                 where (b.message_id, b.sender, b.recipient)
                     = (s.message_id, s.sender, s.recipient)
                 returning b.recipient, s.position, b.message_id, b.sender, b.accepted_at,
-                          b.conversation, b.expires_at, b.size_bytes, s.late
+                          b.conversation, b.expires_at, b.size_bytes, s.late, s.gap
             )
             insert into inbox (
                 recipient, position, message_id, sender, accepted_at, conversation, expires_at,
-                size_bytes, late
+                size_bytes, late, gap
             )
             select * from released
             "#,
@@ -398,6 +408,7 @@ impl Lanes {
             &shown.keys().map(|name| name.2.clone()).collect::<Vec<_>>(),
             &shown.values().map(|shown| shown.at).collect::<Vec<_>>(),
             &shown.values().map(|shown| shown.late).collect::<Vec<_>>(),
+            &shown.values().map(|shown| shown.gap).collect::<Vec<_>>(),
         )
         .execute(connection)
         .await
@@ -501,6 +512,7 @@ struct Fresh {
     release_at: Vec<Option<Time>>,
     expires_at: Vec<Time>,
     size_bytes: Vec<i32>,
+    gap: Vec<bool>,
     late: Vec<bool>,
     addressed_to: Vec<String>,
     priority: Vec<i16>,
@@ -548,6 +560,7 @@ impl Fresh {
         self.release_at.push(shown.is_none().then(|| one.release_by()));
         self.expires_at.push(message.expires_at);
         self.size_bytes.push(size(inbound));
+        self.gap.push(shown.is_some_and(|shown| shown.gap));
         self.late.push(shown.is_some_and(|shown| shown.late));
         self.addressed_to.push(message.to.to_string());
         self.priority.push(words::priority_number(message.priority));
@@ -590,11 +603,12 @@ impl Fresh {
                     $1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::bigint[],
                     $6::timestamptz[], $7::bytea[], $8::text[], $9::text[], $10::smallint[],
                     $11::bigint[], $12::bigint[], $13::timestamptz[], $14::timestamptz[],
-                    $15::integer[], $16::boolean[]
+                    $15::integer[], $16::boolean[],
+                    $29::boolean[]
                 ) as fresh (
                     message_id, sender, recipient, accepted_at, conversation, position, digest,
                     gateway, transport, level, lane_seq, after_seq, release_at, expires_at,
-                    size_bytes, late
+                    size_bytes, late, gap
                 )
             ), met as (
                 insert into contact (peer, other, conversation)
@@ -637,10 +651,10 @@ impl Fresh {
             )
             insert into inbox (
                 recipient, position, message_id, sender, accepted_at, conversation, expires_at,
-                size_bytes, late
+                size_bytes, late, gap
             )
             select recipient, position, message_id, sender, accepted_at, conversation, expires_at,
-                   size_bytes, late
+                   size_bytes, late, gap
             from fresh where position is not null
             "#,
             &self.message_id,
@@ -671,6 +685,7 @@ impl Fresh {
             &self.receipt.at,
             &self.receipt.level,
             &self.receipt.expires_at,
+            &self.gap,
         )
         .execute(connection)
         .await

@@ -38,8 +38,17 @@ pub(super) struct Shown {
     row: Sealed,
 }
 
-/// What a look comes to: the last position that had been given, if any had, and what was given now.
-pub(super) type Seen = (Option<Seq>, Vec<Shown>);
+/// What a look comes to.
+#[derive(Default)]
+pub(super) struct Seen {
+    /// The last position that had been given, if any had.
+    last_seq: Option<Seq>,
+    /// What was given now.
+    fresh: Vec<Shown>,
+    /// Nothing could be: a message that was to say that something is missing was over by then, and
+    /// the next one has to say so first.
+    stuck_at: Option<Time>,
+}
 
 /// One look of one peer's client.
 #[derive(Clone)]
@@ -71,7 +80,7 @@ impl Store {
         let mut shown = Vec::new();
         let mut cursor = after;
         for _ in 0..SHOW_ATTEMPTS {
-            let (last_seq, fresh) = self
+            let Seen { last_seq, fresh, stuck_at } = self
                 .give_positions(Look {
                     now,
                     peer: peer.clone(),
@@ -79,6 +88,10 @@ impl Store {
                     limit: limit - shown.len() as i64,
                 })
                 .await?;
+            if let Some(at) = stuck_at {
+                self.hand_gaps_on(at, Some(peer)).await?;
+                continue;
+            }
             if !fresh.is_empty() {
                 shown.extend(fresh);
                 break;
@@ -116,7 +129,9 @@ impl Store {
         let (warm, latest) = (self.warm.clone(), self.latest_look.clone());
         let statement = move |looks| give_to_each(warm.clone(), latest.clone(), looks);
         match self.looks.ask(look.clone(), statement).await {
-            Err(error) if is_division_by_zero(&error) => Ok((Some(look.after), Vec::new())),
+            Err(error) if is_division_by_zero(&error) => {
+                Ok(Seen { last_seq: Some(look.after), ..Seen::default() })
+            }
             outcome => outcome,
         }
     }
@@ -238,6 +253,9 @@ async fn give_to_each(
                 with ordinality as asked (peer, after, most, number)
         ), head as materialized (
             select peer, last_seq from inbox_head where peer = any($1) order by peer for update
+        ), stuck as (
+            select distinct recipient as peer from inbox
+            where recipient = any($1) and gap and seq is null and expires_at <= $4
         ), fresh as materialized (
             select a.peer, w.position, w.message_id, w.sender, h.last_seq + w.number as seq
             from asked a
@@ -253,7 +271,7 @@ async fn give_to_each(
                 order by position, message_id, sender
                 limit a.most
             ) w
-            where w.bytes_before < $5
+            where w.bytes_before < $5 and not exists (select from stuck where peer = a.peer)
         ), given as (
             update inbox i
             set seq = fresh.seq
@@ -275,7 +293,8 @@ async fn give_to_each(
             ) g on g.recipient = f.peer
             where h.peer = f.peer
         )
-        select a.number as "number!", h.last_seq as "last_seq?", g.seq as "seq?", g.gap as "gap?",
+        select a.number as "number!", h.last_seq as "last_seq?",
+               a.peer in (select peer from stuck) as "is_stuck!", g.seq as "seq?", g.gap as "gap?",
                g.late as "late?", m.accepted_at as "accepted_at?", m.message_id as "message_id?",
                m.sender as "sender?", m.addressed_to as "addressed_to?",
                m.expires_at as "expires_at?", m.priority as "priority?",
@@ -303,7 +322,8 @@ async fn give_to_each(
     for row in rows {
         // Each look has at least one row, and they come in its order.
         if answers.len() < row.number as usize {
-            answers.push((row.last_seq, Vec::new()));
+            let stuck_at = row.is_stuck.then_some(now);
+            answers.push(Seen { last_seq: row.last_seq, stuck_at, fresh: Vec::new() });
         }
         let shown = (|| {
             Some(Shown {
@@ -323,8 +343,8 @@ async fn give_to_each(
                 },
             })
         })();
-        if let Some((_, page)) = answers.last_mut() {
-            page.extend(shown);
+        if let Some(seen) = answers.last_mut() {
+            seen.fresh.extend(shown);
         }
     }
     Ok(answers)

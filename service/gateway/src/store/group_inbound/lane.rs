@@ -1,6 +1,6 @@
 //! What one sender says to one group at one level, in order.
 
-use fieldpost_delivery::{Held, release};
+use fieldpost_delivery::{Held, Progress, release};
 use fieldpost_envelope::{LaneSeq, MessageId};
 use sqlx::PgConnection;
 
@@ -25,7 +25,7 @@ pub(super) struct Lane {
     pub(super) group: String,
     pub(super) sender: String,
     pub(super) level: i16,
-    pub(super) last_taken: Option<LaneSeq>,
+    pub(super) progress: Progress,
     pub(super) held: Vec<Held>,
     /// The `held` of the database.
     pub(super) stored: Vec<Held>,
@@ -38,7 +38,7 @@ impl Lane {
         sender: &str,
         level: i16,
     ) -> sqlx::Result<Self> {
-        let last_taken = lock_lane(connection, sender, &lane_end(group), level).await?;
+        let progress = lock_lane(connection, sender, &lane_end(group), level).await?;
         let held: Vec<Held> = sqlx::query!(
             r#"
             select message_id, lane_seq as "lane_seq!", after_seq from group_inbound
@@ -57,7 +57,7 @@ impl Lane {
             group: group.to_owned(),
             sender: sender.to_owned(),
             level,
-            last_taken,
+            progress,
             stored: held.clone(),
             held,
         })
@@ -69,7 +69,7 @@ impl Lane {
         connection: &mut PgConnection,
         due: Option<LaneSeq>,
     ) -> sqlx::Result<Vec<Turn>> {
-        let released = release(&mut self.last_taken, &mut self.held, due);
+        let released = release(&mut self.progress, &mut self.held, due);
         for held in self.held.iter().filter(|held| !self.stored.contains(held)) {
             sqlx::query!(
                 r#"
@@ -85,7 +85,7 @@ impl Lane {
             .await?;
         }
         let end = lane_end(&self.group);
-        move_lane(connection, &self.sender, &end, self.level, self.last_taken).await?;
+        move_lane(connection, &self.sender, &end, self.level, self.progress).await?;
         let turn =
             |out: &fieldpost_delivery::Released| Turn { id: out.id, gap: out.gap, late: out.late };
         Ok(released.iter().map(turn).collect())
