@@ -82,7 +82,7 @@ async def paced(node, phone):
     node.say(public=LONG_TEXT * 8)
     whole = await phone.wait("reassembled", kind=2)
     gap = whole["milliseconds"] / (whole["count"] - 1)
-    if whole["count"] < 10 or gap < 25:
+    if whole["count"] < 8 or gap < 25:
         raise Failed(f"{whole['count']} fragments, {gap:.0f} ms apart")
     return f"{whole['count']} fragments, {gap:.0f} ms apart"
 
