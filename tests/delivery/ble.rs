@@ -155,6 +155,22 @@ async fn whoever_is_not_on_the_air_cannot_write_to_phones_and_is_told_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_message_for_a_phone_that_was_never_heard_waits_and_says_so() {
+    let (gateway, address) = with_phones().await;
+    let alice = on_air(&gateway, "alice").await;
+    let phone = Phone::start(11, "Rosa", &address).await;
+    peer_when(&alice, &phone.name(), |peer| peer["online"] == true).await;
+    let nobody = "0123456789abcdef";
+    let sent = alice.send(&Draft::text(nobody, "Is anybody there?")).await.unwrap();
+    let record = record_when(&alice, sent.message_id, |record| {
+        record.recipients[0].reason.as_deref().is_some_and(|reason| reason.contains("ever heard"))
+    })
+    .await;
+    assert_eq!(record.status, "pending");
+    assert_eq!(attempts(&record.recipients[0]), [] as [&str; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_file_of_a_phone_arrives_as_bytes() {
     let (gateway, address) = with_phones().await;
     let alice = on_air(&gateway, "alice").await;

@@ -40,6 +40,14 @@ pub enum Event {
         /// Which.
         link: LinkId,
     },
+    /// A link takes so many frames more than it has been given. Once this was said of a link, it is
+    /// given no frame for which there is no room; before, it takes what comes.
+    Room {
+        /// Which.
+        link: LinkId,
+        /// How many.
+        frames: usize,
+    },
     /// A frame came.
     Frame {
         /// Over which link.

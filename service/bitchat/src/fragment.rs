@@ -63,7 +63,11 @@ pub fn split(
     let parts = (0..total).zip(whole.chunks(chunk)).map(|(index, data)| {
         let original = packet.kind;
         let fragment = Fragment { id, index, total, original, data: data.to_vec() };
-        let mut part = Packet::with_version(version, header, fragment.encode());
+        let mut part = if packet.kind == PacketType::NOISE_ENCRYPTED {
+            Packet::uncompressed(version, header, fragment.encode())
+        } else {
+            Packet::with_version(version, header, fragment.encode())
+        };
         part.route = packet.route.clone();
         part
     });

@@ -113,6 +113,11 @@ impl<R: Rng> Node<R> {
             Event::LinkDown { link } => {
                 self.links.remove(&link);
             }
+            Event::Room { link, frames } => {
+                if let Some(link) = self.links.get_mut(&link) {
+                    link.make_room(frames);
+                }
+            }
             Event::Frame { link, bytes } => self.receive_frame(now, link, &bytes),
             Event::Wake => {}
             Event::Command(command) => self.command(now, command),
@@ -153,6 +158,11 @@ impl<R: Rng> Node<R> {
     /// Which peer is at the other end of a link, as far as its announces tell.
     pub fn bound(&self, link: LinkId) -> Option<MeshId> {
         self.links.get(&link).and_then(|link| link.bound)
+    }
+
+    /// The link that packets for a neighbour take; `None` where none leads to it.
+    pub fn way_to(&self, neighbour: MeshId) -> Option<LinkId> {
+        self.best_link(neighbour)
     }
 
     /// What it has counted.

@@ -176,8 +176,14 @@ impl Packet {
 
     /// The same with the version given; what version 1 cannot carry gets version 2 all the same.
     pub fn with_version(version: Version, header: Header, payload: Vec<u8>) -> Self {
-        let version = if payload.len() > 65_535 { Version::V2 } else { version };
         let compressed = compress::compress(&payload);
+        Self { compressed, ..Self::uncompressed(version, header, payload) }
+    }
+
+    /// The same for what cannot be compressed, such as pieces of ciphertext: trying costs more than all
+    /// else that is done with a packet.
+    pub(crate) fn uncompressed(version: Version, header: Header, payload: Vec<u8>) -> Self {
+        let version = if payload.len() > 65_535 { Version::V2 } else { version };
         Self {
             version,
             kind: header.kind,
@@ -189,7 +195,7 @@ impl Packet {
             solicited: false,
             signature: None,
             payload,
-            compressed,
+            compressed: None,
         }
     }
 

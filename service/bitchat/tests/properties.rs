@@ -147,7 +147,7 @@ proptest! {
 
     #[test]
     fn records_between_gateways_read_back(
-        length in 0..gateway::MAX_CONTENT, transfer in any::<u32>(), has in vec(any::<bool>(), 0..=34),
+        length in 0..gateway::MAX_CONTENT, transfer in any::<u32>(), has in vec(any::<bool>(), 0..=31),
         at in any::<prop::sample::Index>(),
     ) {
         let count = gateway::segments(length);

@@ -33,8 +33,8 @@ use uuid::Uuid;
 
 /// What frames that go past the core begin with; no packet does.
 const RAW: u8 = 0xEE;
-/// No test makes so many links.
-const LINKS: u64 = 1000;
+/// Frames past the core that a link is given at once, as many as the core gives it.
+const RAW_AT_ONCE: usize = 16;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -52,7 +52,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let limits = Limits::default();
     let node = Node::new(StdRng::from_rng(&mut rng), limits, identity, nickname);
     tell(json!({ "event": "node", "id": node.id().to_hex() }));
-    let mut driver = Driver { node, radio, began: Instant::now(), raw: BTreeMap::new() };
+    let (raw, raw_out) = (BTreeMap::new(), None);
+    let mut driver = Driver { node, radio, began: Instant::now(), raw, raw_out };
     driver.run().await
 }
 
@@ -62,6 +63,16 @@ struct Driver {
     began: Instant,
     /// Frames past the core that came over each link: how many, bytes, when the first and the last.
     raw: BTreeMap<LinkId, (u64, u64, Instant, Instant)>,
+    raw_out: Option<RawOut>,
+}
+
+/// Frames past the core on their way out.
+struct RawOut {
+    link: LinkId,
+    size: usize,
+    left: u64,
+    /// How many the link was given and has not sent.
+    given: usize,
 }
 
 impl Driver {
@@ -76,7 +87,7 @@ impl Driver {
                     None => return Err("the radio has shut".into()),
                 },
                 line = lines.next_line() => match line? {
-                    Some(line) => self.command(&serde_json::from_str(&line)?).await?,
+                    Some(line) => self.command(&serde_json::from_str(&line)?)?,
                     None => break,
                 },
                 changed = status.changed() => {
@@ -94,6 +105,7 @@ impl Driver {
             if let Some(event) = event {
                 self.handle(event).await;
             }
+            self.give_raw();
         }
         self.radio.shutdown().await;
         Ok(())
@@ -112,6 +124,16 @@ impl Driver {
                 tell(json!({ "event": "down", "link": link.0 }));
                 Some(Event::LinkDown { link })
             }
+            RadioEvent::Room { link, mut frames } => {
+                // What was taken of frames past the core is nothing to it.
+                if let Some(raw) = self.raw_out.as_mut().filter(|raw| raw.link == link) {
+                    let of_raw = raw.given.min(frames);
+                    raw.given -= of_raw;
+                    frames -= of_raw;
+                }
+                self.raw_out.take_if(|raw| raw.left == 0 && raw.given == 0);
+                Some(Event::Room { link, frames })
+            }
             RadioEvent::Frame { link, bytes } if bytes.first() == Some(&RAW) => {
                 let now = Instant::now();
                 let (frames, size, _, last) = self.raw.entry(link).or_insert((0, 0, now, now));
@@ -126,6 +148,20 @@ impl Driver {
                 None
             }
             RadioEvent::Frame { link, bytes } => Some(Event::Frame { link, bytes }),
+        }
+    }
+
+    /// Gives a link as many frames past the core as it takes.
+    fn give_raw(&mut self) {
+        let Some(raw) = &mut self.raw_out else { return };
+        while raw.left > 0 && raw.given < RAW_AT_ONCE {
+            let mut frame = vec![RAW; raw.size];
+            frame[1] = u8::from(raw.left == 1);
+            if self.radio.transmit(raw.link, frame).is_err() {
+                return;
+            }
+            raw.left -= 1;
+            raw.given += 1;
         }
     }
 
@@ -144,7 +180,7 @@ impl Driver {
         }
     }
 
-    /// A link that takes no more for now makes the core wait.
+    /// The core keeps to what a link takes; frames past it may be in the way.
     async fn transmit(&self, link: LinkId, frame: Vec<u8>) {
         while let Err(error) = self.radio.transmit(link, frame.clone()) {
             match error {
@@ -208,7 +244,7 @@ impl Driver {
         answers
     }
 
-    async fn command(&mut self, line: &Value) -> Result<Option<Event>, Box<dyn Error>> {
+    fn command(&mut self, line: &Value) -> Result<Option<Event>, Box<dyn Error>> {
         let from = self.node.id();
         let id = Uuid::from_bytes(rand::make_rng::<StdRng>().random());
         let peer =
@@ -231,14 +267,9 @@ impl Driver {
         } else if let Some(frames) = line.get("frames") {
             let number = |name: &str| frames[name].as_u64().ok_or("a number is missing");
             let (to, count) = (peer(&frames["to"])?, number("count")?);
-            let link = (0..LINKS).map(LinkId).find(|link| self.node.bound(*link) == Some(to));
-            let link = link.ok_or("no link leads to that peer")?;
+            let link = self.node.way_to(to).ok_or("no link leads to that peer")?;
             let size = usize::try_from(number("bytes")?)?;
-            for index in 0..count {
-                let mut frame = vec![RAW; size];
-                frame[1] = u8::from(index + 1 == count);
-                self.transmit(link, frame).await;
-            }
+            self.raw_out = Some(RawOut { link, size, left: count, given: 0 });
             return Ok(None);
         } else {
             let counters = format!("{:?} {:?}", self.node.counters(), self.node.load());

@@ -48,8 +48,16 @@ pub use self::{
     survey::{BluetoothAdapter, bluetooth_adapters},
 };
 
-/// What outlives a radio: each new one would cost a connection to the bus for good.
-type Kept = Arc<Mutex<Option<Manager>>>;
+/// What outlives a radio.
+#[derive(Default)]
+struct Memory {
+    /// Each new one would cost a connection to the bus for good.
+    manager: Option<Manager>,
+    /// The problem that was logged last, while it lasts.
+    told: Option<String>,
+}
+
+type Kept = Arc<Mutex<Memory>>;
 
 /// The service that nodes advertise (BitChat protocol reference, section 1.1).
 const SERVICE: Uuid = uuid!("F47B5E2D-4A9E-4C5A-9B3F-8E1D2C3A4B5C");
@@ -134,18 +142,22 @@ impl Drop for BluetoothRadio {
 
 /// Goes on the air, and again whenever something ended it.
 async fn keep(adapter: Option<String>, links: Links, seed: u64, kept: Kept) {
-    let mut manager = kept.lock().await;
+    let mut kept = kept.lock().await;
+    let Memory { manager, told } = &mut *kept;
     let mut rng = StdRng::seed_from_u64(seed);
-    let (mut wait, mut last) = (FIRST_RETRY, None);
+    let mut wait = FIRST_RETRY;
     loop {
         let began = Instant::now();
-        let problem = system::run(adapter.as_deref(), &mut manager, &links, rng.random()).await;
+        let problem = system::run(adapter.as_deref(), manager, &links, rng.random()).await;
         links.close_all().await;
-        if last.as_ref() != Some(&problem) {
+        let was_on_air = links.status().borrow().adapter.is_some();
+        if was_on_air || told.as_ref() != Some(&problem) {
             tracing::warn!(problem, "the Bluetooth radio is off the air; it goes on looking");
+        } else {
+            tracing::debug!(problem, "the Bluetooth radio is still off the air");
         }
         links.status().send_replace(BluetoothStatus::unavailable(problem.clone()));
-        last = Some(problem);
+        *told = Some(problem);
         if began.elapsed() >= GOOD {
             wait = FIRST_RETRY;
         }

@@ -1,7 +1,7 @@
 //! What is under the `ble` transport: links to neighbours, whatever makes them.
 //!
 //! A [`Radio`] brings links up and down, carries whole frames over them in both directions, and
-//! decides nothing else. The core paces what is sent; a radio only says when a link takes no more.
+//! decides nothing else. The core paces what is sent; a radio only says how much a link takes.
 
 use std::sync::{
     Arc,
@@ -61,6 +61,14 @@ pub enum RadioEvent {
     Down {
         /// Which.
         link: LinkId,
+    },
+    /// A link takes so many frames more than it has been given. One of which this is never told takes
+    /// what comes, or loses it.
+    Room {
+        /// Which.
+        link: LinkId,
+        /// How many.
+        frames: usize,
     },
     /// A frame came.
     Frame {

@@ -31,7 +31,8 @@ pub use address::{ParseAddressError, StreamAddress};
 pub(crate) use address::Listener;
 pub(crate) use connection::{Connection, read, write};
 
-/// Frames that wait for one link; further ones are refused.
+/// Frames that wait for one link; further ones are refused. The core is told what has left, and hands
+/// over no more.
 const OUTGOING: usize = 64;
 /// Events that wait for the core; when they are so many, connections are no longer read, and their
 /// neighbours feel it.
@@ -137,7 +138,8 @@ impl Shared {
         let (open, closed) = oneshot::channel();
         self.links().insert(link, Queue { frames, _open: open });
         let up = RadioEvent::Up { link, role, max_frame: MAX_FRAME, phone: false };
-        if self.events.send(up).await.is_ok() {
+        let room = RadioEvent::Room { link, frames: OUTGOING };
+        if self.events.send(up).await.is_ok() && self.events.send(room).await.is_ok() {
             let closed = async {
                 // Dropped, never sent.
                 let _ = closed.await;

@@ -127,6 +127,7 @@ async fn drive(
                     Event::LinkUp { link, role, max_frame, phone }
                 }
                 RadioEvent::Down { link } => Event::LinkDown { link },
+                RadioEvent::Room { link, frames } => Event::Room { link, frames },
                 RadioEvent::Frame { link, bytes } => Event::Frame { link, bytes },
             },
             command = commands.recv() => match command {

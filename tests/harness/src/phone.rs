@@ -166,6 +166,7 @@ async fn drive(
                     Event::LinkUp { link, role, max_frame, phone: false }
                 }
                 Some(RadioEvent::Down { link }) => Event::LinkDown { link },
+                Some(RadioEvent::Room { link, frames }) => Event::Room { link, frames },
                 Some(RadioEvent::Frame { link, bytes }) => Event::Frame { link, bytes },
                 None => return,
             },

@@ -376,16 +376,17 @@ class Peer:
         if not 1 <= count <= 256 or index >= count:
             self.tell({"event": "bad_fragment", "count": count})
             return
-        parts = self.sets.setdefault((packet.sender, name), {})
+        began, parts = self.sets.setdefault((packet.sender, name), (self.now_ms(), {}))
         parts[index] = packet.payload[13:]
         if len(parts) == count:
             del self.sets[packet.sender, name]
+            took = self.now_ms() - began
             whole = decode(b"".join(parts[place] for place in range(count)))
             if whole is None or whole.kind != kind:
                 self.tell({"event": "bad_set", "count": count})
             else:
                 whole.ttl = 0
-                self.tell({"event": "reassembled", "kind": kind, "count": count})
+                self.tell({"event": "reassembled", "kind": kind, "count": count, "milliseconds": took})
                 self.receive(whole, is_whole=True)
 
     def take_announce(self, packet):

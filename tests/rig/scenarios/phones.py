@@ -76,6 +76,17 @@ async def fragments(node, phone):
     return f"1500 characters both ways, {whole['count']} fragments to the phone"
 
 
+async def paced(node, phone):
+    """What is for phones keeps to their pace (6.2), however much more the link would take."""
+    node.mark(), phone.mark()
+    node.say(public=LONG_TEXT * 8)
+    whole = await phone.wait("reassembled", kind=2)
+    gap = whole["milliseconds"] / (whole["count"] - 1)
+    if whole["count"] < 8 or gap < 25:
+        raise Failed(f"{whole['count']} fragments, {gap:.0f} ms apart")
+    return f"{whole['count']} fragments, {gap:.0f} ms apart"
+
+
 async def forged(node, phone, other):
     """What a hostile phone says in another's name, or without a signature, is not believed."""
     node.mark()
@@ -129,6 +140,7 @@ async def main():
         await table.prove(f"{phone.nickname}: node speaks first", node_first(node, phone))
         await table.prove(f"{phone.nickname}: phone speaks first", phone_first(node, phone))
         await table.prove(f"{phone.nickname}: fragments", fragments(node, phone))
+    await table.prove("the pace of fragments to phones", paced(node, finding))
     await table.prove("phone to phone through the node", relayed(node, found, finding))
     await table.prove("what the phones got was sound", clean(found, finding))
     await table.prove("forgeries of a phone", forged(node, finding, found))

@@ -3,6 +3,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use crate::{
+    dedup::Key,
     id::MeshId,
     limits::Limits,
     link::{MAX_FRAME, Role},
@@ -14,11 +15,10 @@ const BROADCAST_PACE: Duration = Duration::from_millis(30);
 const DIRECTED_PACE: Duration = Duration::from_millis(25);
 /// Between other frames to a phone.
 const PHONE_PACE: Duration = Duration::from_millis(4);
-/// Between fragments for a gateway at the other end, where a phone might have been: nearly as many a
-/// second as it takes ([`Limits::frames_per_link_a_second`]), so that the link's back-pressure decides.
-const GATEWAY_PACE: Duration = Duration::from_millis(4);
-/// How far a gateway's pace may be caught up with, where timers or the link made it late.
-const CATCH_UP: Duration = Duration::from_millis(20);
+/// What is for a gateway at the other end leaves as the link takes it
+/// ([`Event::Room`](crate::Event::Room)). Only beyond nine tenths of what the gateway takes in this span
+/// ([`Limits::frames_per_link_a_second`]) it waits: the rest would be dropped there.
+const GATEWAY_SPAN: Duration = Duration::from_secs(1);
 /// Between any frames where no phone is.
 const PLAIN_PACE: Duration = Duration::from_millis(1);
 
@@ -53,6 +53,9 @@ pub(super) struct Link {
     /// The peer at the other end, as far as its announces tell.
     pub(super) bound: Option<MeshId>,
     pub(super) bound_at: Duration,
+    /// Who announced itself over it last as the neighbour, where that is somebody else, and by which
+    /// packet.
+    pub(super) rival: Option<(MeshId, Key)>,
     /// When that peer last announced itself over it; announces go over all links of a pair.
     pub(super) announced_at: Duration,
     /// Whom it has still to hear of, after it came up.
@@ -71,6 +74,10 @@ pub(super) struct Link {
     fast_at: Duration,
     bulk_at: Duration,
     capacity: usize,
+    /// Between frames to a gateway, on average.
+    gateway_pace: Duration,
+    /// How many frames the link takes now, where it tells.
+    takes: Option<usize>,
 }
 
 impl Link {
@@ -90,6 +97,7 @@ impl Link {
             is_gateway: false,
             bound: None,
             bound_at: now,
+            rival: None,
             announced_at: now,
             greet: VecDeque::new(),
             greet_at: now,
@@ -105,7 +113,14 @@ impl Link {
             fast_at: now,
             bulk_at: now,
             capacity: limits.frames_per_link,
+            gateway_pace: Duration::from_secs(10) / 9 / limits.frames_per_link_a_second.max(1),
+            takes: None,
         }
+    }
+
+    /// The link takes so many frames more.
+    pub(super) fn make_room(&mut self, frames: usize) {
+        self.takes = Some(self.takes.unwrap_or(0).saturating_add(frames));
     }
 
     /// How many more frames of ours it would take.
@@ -135,6 +150,15 @@ impl Link {
 
     /// The next frame that may go now.
     pub(super) fn pop(&mut self, now: Duration) -> Option<Waiting> {
+        if self.takes == Some(0) {
+            return None;
+        }
+        let waiting = self.pop_due(now)?;
+        self.takes = self.takes.map(|takes| takes - 1);
+        Some(waiting)
+    }
+
+    fn pop_due(&mut self, now: Duration) -> Option<Waiting> {
         if self.fast_at <= now
             && let Some(waiting) = self.fast.pop_front()
         {
@@ -149,7 +173,7 @@ impl Link {
             self.bulk_at = match (self.phone, waiting.fragment) {
                 (false, _) => now + PLAIN_PACE,
                 (true, _) if self.is_gateway && ends_here => {
-                    self.bulk_at.max(now.saturating_sub(CATCH_UP)) + GATEWAY_PACE
+                    self.bulk_at.max(now.saturating_sub(GATEWAY_SPAN)) + self.gateway_pace
                 }
                 (true, Some(Reach::Broadcast)) => now + BROADCAST_PACE,
                 (true, Some(Reach::Directed)) => now + DIRECTED_PACE,
@@ -161,8 +185,9 @@ impl Link {
     }
 
     pub(super) fn next_deadline(&self) -> Option<Duration> {
-        let fast = (!self.fast.is_empty()).then_some(self.fast_at);
-        let bulk = (!self.bulk.is_empty()).then_some(self.bulk_at);
+        let takes = self.takes != Some(0);
+        let fast = (takes && !self.fast.is_empty()).then_some(self.fast_at);
+        let bulk = (takes && !self.bulk.is_empty()).then_some(self.bulk_at);
         let greet = (!self.greet.is_empty()).then_some(self.greet_at);
         [fast, bulk, greet].into_iter().flatten().min()
     }
@@ -232,25 +257,41 @@ mod tests {
     #[test]
     fn what_is_for_the_gateway_at_the_other_end_is_not_paced_for_a_phone() {
         let (us, gateway, beyond) = (MeshId([1; 8]), MeshId([2; 8]), MeshId([3; 8]));
-        for (to, pace) in [(gateway, GATEWAY_PACE), (beyond, DIRECTED_PACE)] {
-            let mut link = Link::new(Duration::ZERO, Role::Central, 512, true, &Limits::default());
+        let limits = Limits::default();
+        let began = Duration::from_secs(5);
+        for (to, took) in [(gateway, Duration::ZERO), (beyond, 99 * DIRECTED_PACE)] {
+            let mut link = Link::new(Duration::ZERO, Role::Central, 512, true, &limits);
             (link.bound, link.is_gateway) = (Some(gateway), true);
-            let (flow, fragment) = (Some((us, to)), Some(Reach::Directed));
-            for frame in 0..10 {
-                assert!(link.push(Waiting {
-                    frame: vec![frame],
-                    flow,
-                    fragment,
-                    is_relayed: false
-                }));
-            }
-            let mut last = Duration::ZERO;
-            while let Some(at) = link.next_deadline() {
-                assert!(link.pop(at).is_some());
-                last = at;
-            }
-            assert_eq!(last, 9 * pace);
+            (0..100).for_each(|_| assert!(link.push(fragment_of((us, to)))));
+            assert_eq!(drain(&mut link, began).last(), Some(&(began + took)));
         }
+    }
+
+    #[test]
+    fn a_gateway_is_sent_no_more_than_it_takes_in_a_second() {
+        let (us, gateway) = (MeshId([1; 8]), MeshId([2; 8]));
+        let limits = Limits::default();
+        let mut link = Link::new(Duration::ZERO, Role::Central, 512, true, &limits);
+        (link.bound, link.is_gateway) = (Some(gateway), true);
+        (0..1000).for_each(|_| assert!(link.push(fragment_of((us, gateway)))));
+        let mut taken = Rate::new(limits.frames_per_link_a_second, Duration::from_secs(1), 2);
+        let times = drain(&mut link, Duration::from_secs(5));
+        assert_eq!(times.len(), 1000);
+        assert!(times.iter().all(|at| taken.take(*at)));
+    }
+
+    #[test]
+    fn a_link_that_tells_its_room_is_given_no_more() {
+        let mut link = Link::new(Duration::ZERO, Role::Central, 512, false, &Limits::default());
+        let now = Duration::from_secs(1);
+        let waiting = |_| Waiting { frame: vec![0], flow: None, fragment: None, is_relayed: false };
+        (0..10).map(waiting).for_each(|waiting| assert!(link.push(waiting)));
+        link.make_room(4);
+        assert_eq!(drain(&mut link, now).len(), 4);
+        assert_eq!(link.next_deadline(), None);
+        link.make_room(2);
+        assert_eq!(drain(&mut link, now).len(), 2);
+        assert_eq!(link.waiting(), 4);
     }
 
     #[test]
@@ -262,5 +303,22 @@ mod tests {
         };
         assert_eq!((0..20).filter(|_| push(true)).count(), 6);
         assert_eq!((0..20).filter(|_| push(false)).count(), 2);
+    }
+
+    fn fragment_of(flow: Flow) -> Waiting {
+        let fragment = Some(Reach::Directed);
+        Waiting { frame: vec![0], flow: Some(flow), fragment, is_relayed: false }
+    }
+
+    /// When each frame that waits may leave, from a moment on.
+    fn drain(link: &mut Link, mut now: Duration) -> Vec<Duration> {
+        let mut times = Vec::new();
+        while let Some(at) = link.next_deadline() {
+            now = now.max(at);
+            if link.pop(now).is_some() {
+                times.push(now);
+            }
+        }
+        times
     }
 }

@@ -243,22 +243,33 @@ impl<R: Rng> Node<R> {
     }
 
     /// A link belongs to whoever announces over it with all hops left (section 1.6).
+    ///
+    /// BlueZ may hand over the first frame of one central as that of another that connects at the same
+    /// moment. So a link also changes to a peer without another link that announces twice in a row.
     fn bind(&mut self, now: Now, via: LinkId, id: MeshId) {
         let has_another =
             self.links.iter().any(|(other, link)| *other != via && link.bound == Some(id));
-        let is_gateway = self.peers.find(id).is_some_and(|known| known.is_gateway);
+        let Some(known) = self.peers.find(id) else { return };
+        let rival = known.announce.map(|key| (id, key));
         let Some(link) = self.links.get_mut(&via) else { return };
+        let is_again = matches!((link.rival, rival), (Some(before), Some(rival))
+            if before.0 == id && before.1 != rival.1);
         let may = match link.bound {
             None => true,
             Some(bound) if bound == id => false,
-            Some(_) => !has_another && now.at.saturating_sub(link.bound_at) >= REBIND,
+            Some(_) => {
+                let is_old = now.at.saturating_sub(link.bound_at) >= REBIND;
+                !has_another && (is_old || is_again)
+            }
         };
+        link.rival = rival;
         if may {
             link.bound = Some(id);
             link.bound_at = now.at;
         }
         if link.bound == Some(id) {
-            (link.is_gateway, link.announced_at) = (is_gateway, now.at);
+            (link.is_gateway, link.announced_at) = (known.is_gateway, now.at);
+            link.rival = None;
         }
     }
 

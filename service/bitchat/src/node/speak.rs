@@ -235,7 +235,7 @@ impl<R: Rng> Node<R> {
     /// The link of a peer that packets take: a pair may have two, and one copy is enough. The one
     /// on which we are central, as iOS prefers; of several, the one that was bound first. One that
     /// missed an announce which came over another may be dead on the other side.
-    fn best_link(&self, id: MeshId) -> Option<LinkId> {
+    pub(super) fn best_link(&self, id: MeshId) -> Option<LinkId> {
         let of_peer = || self.links.iter().filter(|(_, link)| link.bound == Some(id));
         let announced_at = of_peer().map(|(_, link)| link.announced_at).max()?;
         let best = of_peer().min_by_key(|(_, link)| {

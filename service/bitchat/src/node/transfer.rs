@@ -19,8 +19,12 @@ use crate::{
     },
 };
 
-/// Segments that may be under way unconfirmed.
-const WINDOW: usize = 8;
+/// Segments that may be under way unconfirmed; half as many in small fragments, which take longer than
+/// the sender waits at the pace of phones.
+const WINDOW: usize = 16;
+/// Segments that one receipt answers, where none is missing. Fewer are answered at the next sweep, so
+/// that a loss holds nothing up.
+const ANSWERED: usize = 8;
 /// How long a receipt for a segment may take before it is said again.
 const REPEAT: Duration = Duration::from_secs(6);
 /// Finished transfers remembered, so that late segments are answered.
@@ -55,6 +59,15 @@ struct Incoming {
     length: usize,
     segments: Vec<Option<Vec<u8>>>,
     heard_at: Duration,
+    /// Segments that came since the last receipt.
+    unanswered: usize,
+}
+
+impl Incoming {
+    fn receipt(&mut self, transfer: u32) -> Record {
+        self.unanswered = 0;
+        Record::Receipt { transfer, has: self.segments.iter().map(Option::is_some).collect() }
+    }
 }
 
 impl Transfers {
@@ -117,6 +130,17 @@ impl<R: Rng> Node<R> {
         self.transfers
             .incoming
             .retain(|_, incoming| now.at.saturating_sub(incoming.heard_at) < patience);
+        let unanswered = |incoming: &&mut Incoming| incoming.unanswered > 0;
+        let receipts: Vec<_> = self
+            .transfers
+            .incoming
+            .iter_mut()
+            .filter(|(_, incoming)| unanswered(incoming))
+            .map(|(key, incoming)| (key.0, incoming.receipt(key.1)))
+            .collect();
+        for (to, receipt) in receipts {
+            self.answer(now, to, &receipt);
+        }
         let keys: Vec<_> = self.transfers.outgoing.keys().copied().collect();
         for key in keys {
             let Some(outgoing) = self.transfers.outgoing.get_mut(&key) else { continue };
@@ -174,7 +198,8 @@ impl<R: Rng> Node<R> {
         let Some(outgoing) = self.transfers.outgoing.get_mut(&key) else { return };
         let under_way =
             outgoing.segments.iter().filter(|segment| !segment.has && segment.said_at.is_some());
-        let may = WINDOW.saturating_sub(under_way.count());
+        let window = if outgoing.is_cautious { WINDOW / 2 } else { WINDOW };
+        let may = window.saturating_sub(under_way.count());
         let count = outgoing.segments.len() as u16;
         let length = outgoing.bytes.len();
         let everywhere = outgoing.is_cautious;
@@ -217,16 +242,20 @@ impl<R: Rng> Node<R> {
             length,
             segments: vec![None; count.into()],
             heard_at: now.at,
+            unanswered: 0,
         });
         if incoming.length != length {
             self.counters.malformed += 1;
             return;
         }
         incoming.heard_at = now.at;
-        incoming.segments[usize::from(index)] = Some(bytes);
-        let has: Vec<bool> = incoming.segments.iter().map(Option::is_some).collect();
-        let is_whole = has.iter().all(|has| *has);
-        self.answer(now, key.0, &Record::Receipt { transfer: key.1, has });
+        let is_repeat = incoming.segments[usize::from(index)].replace(bytes).is_some();
+        let is_whole = incoming.segments.iter().all(Option::is_some);
+        incoming.unanswered += 1;
+        if is_whole || is_repeat || incoming.unanswered >= ANSWERED {
+            let receipt = incoming.receipt(key.1);
+            self.answer(now, key.0, &receipt);
+        }
         if is_whole && let Some(incoming) = self.transfers.incoming.remove(&key) {
             if self.transfers.finished.len() >= FINISHED {
                 self.transfers.finished.pop_front();

@@ -2,7 +2,8 @@
 //! apps ignore.
 //!
 //! Content travels in segments, so that a lost fragment costs two kilobytes and not all of it.
-//! The receiver answers each segment with the set of those it has; the sender repeats the others.
+//! The receiver answers some of them at a time with the set of those it has; the sender repeats the
+//! others.
 //!
 //! ```text
 //! segment   00  u32 transfer  u16 index  u16 count  u32 length of all  bytes
@@ -15,8 +16,8 @@ use crate::read::Reader;
 
 /// The largest content: 64 KiB and what the envelope around it takes.
 pub const MAX_CONTENT: usize = 64 * 1024 + 4096;
-/// How much one segment carries: five fragments, or fifteen small ones.
-pub const SEGMENT: usize = 2048;
+/// How much one segment carries: what five full fragments take, or seventeen small ones.
+pub const SEGMENT: usize = 2272;
 const MAX_SEGMENTS: usize = MAX_CONTENT.div_ceil(SEGMENT);
 
 /// One record between gateways.

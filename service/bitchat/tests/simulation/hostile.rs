@@ -50,6 +50,23 @@ fn forged_announces_bind_nothing_and_change_no_keys() {
 }
 
 #[test]
+fn a_link_that_a_stray_announce_has_bound_goes_to_whoever_announces_twice_in_a_row() {
+    let mut scene = Scene::new(14);
+    let (stray, neighbour) = (Forger::new(5), Forger::new(6));
+    let mut bound = Vec::new();
+    for who in [&stray, &neighbour, &neighbour] {
+        let packet = who.announce(&scene, 7);
+        scene.attack(packet.encode());
+        // The same again says nothing new.
+        scene.attack(packet.encode());
+        scene.world.run(seconds(12));
+        bound.push(scene.world.nodes[0].bound(scene.attacker));
+    }
+    let [stray, neighbour] = [stray, neighbour].map(|who| Some(who.identity.id()));
+    assert_eq!(bound, [stray, stray, neighbour]);
+}
+
+#[test]
 fn an_announce_with_255_hops_is_no_neighbour_and_goes_no_farther_than_others() {
     let mut scene = Scene::new(2);
     let far = Forger::new(3);

@@ -89,7 +89,13 @@ impl Store {
                 from owed where owed.target is not null
             )
             update outbox
-            set next_attempt_at = null, waits_for = 'out of reach: no transport leads there now'
+            set next_attempt_at = null,
+                waits_for = case
+                    when target ~ '^[0-9a-f]{16}$'
+                         and not exists (select from phone where phone.id = outbox.target)
+                    then 'out of reach: no phone of that name was ever heard'
+                    else 'out of reach: no transport leads there now'
+                end
             where target = any(array(
                       select target from owed
                       where target is not null and not exists (

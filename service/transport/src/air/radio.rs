@@ -17,14 +17,16 @@ use crate::{
 };
 
 /// Records that wait for the field; further ones are refused.
-const OUTGOING: usize = 256;
+const OUTGOING: usize = 1024;
+/// Frames of one link among them. The core is told what has left, and hands over no more.
+const OF_LINK: usize = 16;
 /// Events that wait for the core; the field is not read while they are so many.
 const EVENTS: usize = 256;
 
 /// A radio of an [`AirServer`](super::AirServer)'s field.
 pub struct AirRadio {
     links: Links,
-    outgoing: mpsc::Sender<ToField>,
+    outgoing: mpsc::Sender<(LinkId, ToField)>,
     events: mpsc::Receiver<RadioEvent>,
     tasks: JoinSet<()>,
 }
@@ -42,13 +44,20 @@ impl AirRadio {
     pub async fn join(address: &StreamAddress, name: &str, ids: LinkIds) -> io::Result<Self> {
         let (mut reader, mut writer) = address.connect().await?.split();
         write(&mut writer, &ToField::Join { name: name.to_owned() }.encode()).await?;
-        let (outgoing, mut waiting) = mpsc::channel::<ToField>(OUTGOING);
+        let (outgoing, mut waiting) = mpsc::channel::<(LinkId, ToField)>(OUTGOING);
         let (sender, events) = mpsc::channel(EVENTS);
         let links = Links::default();
         let mut tasks = JoinSet::new();
+        // The radio has shut when nothing is read any more.
+        let told = sender.downgrade();
         tasks.spawn(async move {
-            while let Some(record) = waiting.recv().await {
+            while let Some((link, record)) = waiting.recv().await {
                 if write(&mut writer, &record.encode()).await.is_err() {
+                    return;
+                }
+                let Some(told) = told.upgrade() else { return };
+                let room = RadioEvent::Room { link, frames: 1 };
+                if matches!(record, ToField::Frame { .. }) && told.send(room).await.is_err() {
                     return;
                 }
             }
@@ -59,7 +68,16 @@ impl AirRadio {
             while let Ok(record) = read(&mut reader, MAX_RECORD).await {
                 let Some(record) = ToRadio::decode(&record) else { break };
                 let Some(event) = event(record, &shared, &mut names, &ids) else { continue };
+                let up = match &event {
+                    RadioEvent::Up { link, .. } => Some(*link),
+                    _ => None,
+                };
                 if sender.send(event).await.is_err() {
+                    return;
+                }
+                if let Some(link) = up
+                    && sender.send(RadioEvent::Room { link, frames: OF_LINK }).await.is_err()
+                {
                     return;
                 }
             }
@@ -86,7 +104,7 @@ impl Radio for AirRadio {
             return Err(TransmitError::TooLarge { size: frame.len(), limit });
         }
         let record = ToField::Frame { link: field, bytes: frame };
-        self.outgoing.try_send(record).map_err(|error| match error {
+        self.outgoing.try_send((link, record)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => TransmitError::Busy { limit: OUTGOING },
             mpsc::error::TrySendError::Closed(_) => TransmitError::NoLink,
         })
@@ -94,9 +112,9 @@ impl Radio for AirRadio {
 
     fn disconnect(&self, link: LinkId) {
         let field = lock(&self.links).get(&link).map(|(field, _)| *field);
-        if let Some(link) = field {
+        if let Some(field) = field {
             // A full queue means that the field is behind; the core asks again if it matters.
-            let _ = self.outgoing.try_send(ToField::Close { link });
+            let _ = self.outgoing.try_send((link, ToField::Close { link: field }));
         }
     }
 

@@ -188,7 +188,10 @@ impl Driver {
     }
 
     fn on_port(&mut self, index: usize, event: PortEvent) {
-        self.has_news = true;
+        let is_traffic =
+            matches!(event, PortEvent::Radio(RadioEvent::Frame { .. } | RadioEvent::Room { .. }));
+        // What frames bring is told by reports.
+        self.has_news |= !is_traffic;
         match event {
             PortEvent::Opened => info!(radio = self.ports[index].name(), "a radio is open"),
             PortEvent::Closed(reason) => {
@@ -207,6 +210,9 @@ impl Driver {
                 self.feed(Event::LinkUp { link, role, max_frame, phone });
             }
             PortEvent::Radio(RadioEvent::Down { link }) => self.link_down(link),
+            PortEvent::Radio(RadioEvent::Room { link, frames }) => {
+                self.feed(Event::Room { link, frames });
+            }
             PortEvent::Radio(RadioEvent::Frame { link, bytes }) => {
                 self.feed(Event::Frame { link, bytes });
             }

@@ -1,7 +1,7 @@
 //! The central role, on every system: listening for neighbours and connecting to them, by btleplug.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -19,18 +19,17 @@ use rand::{SeedableRng, rngs::StdRng};
 use tokio::{
     sync::{Notify, oneshot},
     task::JoinSet,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tracing::debug;
 
 use super::{
     CHARACTERISTIC, SERVICE,
-    links::{Links, Outlet},
+    links::{Ended, Links, Outlet},
     seeker::Seeker,
 };
 
-/// For a connection to come about, and as long again for its services (BitChat protocol reference,
-/// section 1.3).
+/// For a connection's services, and as long again for a subscription.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(8);
 /// For all that a link takes until it stands, whatever the system does meanwhile.
 const LINK_PATIENCE: Duration = Duration::from_secs(30);
@@ -42,6 +41,9 @@ const SYSTEM_PATIENCE: Duration = Duration::from_secs(5);
 const SCAN_RENEWED: Duration = Duration::from_secs(30);
 /// Before a scan that could not be started is tried again.
 const SCAN_RETRY: Duration = Duration::from_secs(2);
+/// After so long without a frame a link is subscribed to anew: every node announces itself more often.
+/// BlueZ may have lost the subscription at the other end, which neither side is told.
+const HUSH: Duration = Duration::from_secs(45);
 /// Devices of which we remember whether they are ours; when there are more, all are asked again.
 const KNOWN: usize = 512;
 /// ATT: what goes beside a value.
@@ -163,16 +165,29 @@ impl Central {
             tokio::select! {
                 () = self.shared.changed.notified() => {}
                 () = sleep_until(wake) => {}
+                mute = self.links.next_mute() => self.attend(&mute).await,
                 Some(_) = self.tasks.join_next() => {}
             }
         }
     }
 
-    /// Whether that device has connected to us. Only where the system names devices by address.
+    /// Whether that device has connected to us.
     fn has_come(&self, peer: &PeripheralId) -> bool {
-        let name = peer.to_string();
-        let address = name.rsplit_once("dev_").map(|(_, address)| address.replace('_', ":"));
-        address.is_some_and(|address| self.links.is_taken(&address))
+        address_of(peer).is_some_and(|address| self.links.is_taken(&address))
+    }
+
+    /// Devices whose connection stands hear us no longer: a link of ours over it reaches them.
+    async fn attend(&self, mute: &BTreeSet<String>) {
+        let Ok(Ok(devices)) = timeout(SYSTEM_PATIENCE, self.adapter.peripherals()).await else {
+            return;
+        };
+        let now = self.began.elapsed();
+        for id in devices.iter().map(|device| device.id()) {
+            if address_of(&id).is_some_and(|address| mute.contains(&address)) {
+                debug!(device = %id, "a device that is connected does not hear us");
+                self.shared.seeker().urged(now, id);
+            }
+        }
     }
 
     async fn scan(&self) -> Result<(), String> {
@@ -192,9 +207,15 @@ impl Central {
             .map_err(|error| error.to_string())?;
         let (standing, gone) = oneshot::channel();
         self.shared.standing().insert(peer.clone(), standing);
-        let prepared = timeout(LINK_PATIENCE, prepare(&device))
-            .await
-            .unwrap_or_else(|_| Err("the system does not answer".to_owned()));
+        let patience = self.shared.seeker().patience();
+        let mut prepared = prepare(&device, patience).await;
+        if let Err(reason) = &prepared
+            && is_connected(&device).await
+        {
+            // Mostly both sides tried at once, and the other's connection came about.
+            debug!(device = %peer, reason, "trying again over the connection that stands");
+            prepared = prepare(&device, patience).await;
+        }
         let (characteristic, notifications, max_frame) = match prepared {
             Ok(prepared) => prepared,
             Err(reason) => {
@@ -209,24 +230,42 @@ impl Central {
         };
         let link = self.links.open(Role::Central, max_frame).await;
         debug!(device = %peer, link = link.id.0, max_frame, "connected");
+        if let Some(address) = address_of(peer) {
+            self.links.set_made(address, link.id);
+        }
         let (shared, peer, began) = (self.shared.clone(), peer.clone(), self.began);
+        let links = self.links.clone();
         self.tasks.spawn(async move {
+            let heard = Notify::new();
             let gone = async {
-                // Dropped, never sent.
-                let _ = gone.await;
+                tokio::select! {
+                    // Dropped, never sent.
+                    _ = gone => {}
+                    () = renew(&device, &characteristic, &heard) => {}
+                }
             };
             let incoming = notifications.filter_map(|notification| {
                 // An empty value is no frame.
                 let is_frame =
                     notification.uuid == CHARACTERISTIC && !notification.value.is_empty();
+                if is_frame {
+                    heard.notify_one();
+                }
                 std::future::ready(is_frame.then_some(notification.value))
             });
-            let outlet = Writing { device: device.clone(), characteristic };
+            let outlet = Writing { device: device.clone(), characteristic: characteristic.clone() };
             let ended = link.run(incoming, outlet, gone).await;
             debug!(device = %peer, ?ended, "a link that we made is gone");
             shared.standing().remove(&peer);
-            // Whatever ended it, the system may still hold the connection.
-            disconnect(&device).await;
+            // When a subscriber goes without a word, BlueZ 5.82 forgets the first subscriber it has,
+            // whoever that is.
+            unsubscribe(&device, &characteristic).await;
+            // Whatever ended it, the system may still hold the connection. One over which the device
+            // has a link of its own is left to that.
+            let is_used = address_of(&peer).is_some_and(|address| links.is_taken(&address));
+            if !(ended == Ended::Silent && is_used) {
+                disconnect(&device).await;
+            }
             shared.seeker().dropped(began.elapsed(), &peer);
             shared.changed.notify_one();
         });
@@ -238,9 +277,21 @@ type Notifications = std::pin::Pin<Box<dyn Stream<Item = btleplug::api::ValueNot
 
 /// What section 1.4 of the BitChat protocol reference asks of a central. Systems negotiate the MTU
 /// by themselves.
-async fn prepare(device: &Peripheral) -> Result<(Characteristic, Notifications, usize), String> {
+async fn prepare(
+    device: &Peripheral,
+    patience: Duration,
+) -> Result<(Characteristic, Notifications, usize), String> {
+    timeout(LINK_PATIENCE, connect(device, patience))
+        .await
+        .unwrap_or_else(|_| Err("the system does not answer".to_owned()))
+}
+
+async fn connect(
+    device: &Peripheral,
+    patience: Duration,
+) -> Result<(Characteristic, Notifications, usize), String> {
     let told = |error: btleplug::Error| error.to_string();
-    device.connect_with_timeout(CONNECT_PATIENCE).await.map_err(told)?;
+    device.connect_with_timeout(patience).await.map_err(told)?;
     device.discover_services_with_timeout(CONNECT_PATIENCE).await.map_err(told)?;
     let characteristic = device
         .characteristics()
@@ -254,6 +305,22 @@ async fn prepare(device: &Peripheral) -> Result<(Characteristic, Notifications, 
         .map_err(told)?;
     let max_frame = device.mtu().saturating_sub(VALUE_OVERHEAD);
     Ok((characteristic, notifications, usize::from(max_frame)))
+}
+
+/// Subscribes anew whenever nothing came for a while; returns if that fails.
+async fn renew(device: &Peripheral, characteristic: &Characteristic, heard: &Notify) {
+    loop {
+        tokio::select! {
+            () = heard.notified() => continue,
+            () = sleep(HUSH) => {}
+        }
+        debug!(device = %device.id(), "nothing comes; subscribing anew");
+        unsubscribe(device, characteristic).await;
+        if !matches!(timeout(CONNECT_PATIENCE, device.subscribe(characteristic)).await, Ok(Ok(())))
+        {
+            return;
+        }
+    }
 }
 
 /// A neighbour's characteristic, written without response, as the apps do.
@@ -272,6 +339,21 @@ impl Outlet for Writing {
             }
         }
     }
+}
+
+async fn is_connected(device: &Peripheral) -> bool {
+    matches!(timeout(SYSTEM_PATIENCE, device.is_connected()).await, Ok(Ok(true)))
+}
+
+async fn unsubscribe(device: &Peripheral, characteristic: &Characteristic) {
+    // A device that is gone has no subscription either.
+    let _ = timeout(SYSTEM_PATIENCE, device.unsubscribe(characteristic)).await;
+}
+
+/// The address of a device, where the system names devices so.
+fn address_of(peer: &PeripheralId) -> Option<String> {
+    let name = peer.to_string();
+    name.rsplit_once("dev_").map(|(_, address)| address.replace('_', ":"))
 }
 
 async fn disconnect(device: &Peripheral) {

@@ -14,15 +14,18 @@ use std::{
 use fieldpost_bitchat::{LinkId, MAX_FRAME, Role};
 use futures_util::{Stream, StreamExt};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::status::BluetoothStatus;
 use crate::{LinkIds, RadioEvent, TransmitError};
 
-/// Frames that wait for one link; further ones are refused.
-const OUTGOING: usize = 64;
+/// Frames that wait for one link; further ones are refused. The core is told what has left, and hands
+/// over no more.
+const OUTGOING: usize = 16;
+/// Devices that are to be connected to over a connection of theirs; further ones are left out.
+const MUTE: usize = 16;
 /// One frame may take so long before its link counts as dead.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A link on which nothing came for so long is dead, whatever the system says: every node announces
@@ -41,6 +44,12 @@ struct Inner {
     frames: AtomicU64,
     /// Devices that connected to us, as the system writes their addresses.
     taken: Mutex<BTreeSet<String>>,
+    /// Links that we made, by the device at the other end.
+    made: Mutex<BTreeMap<String, LinkId>>,
+    is_made: Notify,
+    /// Devices that are connected to us and no longer hear us.
+    mute: Mutex<BTreeSet<String>>,
+    is_mute: Notify,
 }
 
 struct Entry {
@@ -76,7 +85,11 @@ impl Links {
         status: watch::Sender<BluetoothStatus>,
     ) -> Self {
         let (entries, frames, taken) = (Mutex::default(), AtomicU64::new(0), Mutex::default());
-        Self(Arc::new(Inner { ids, entries, events, status, frames, taken }))
+        let (made, is_made) = (Mutex::default(), Notify::new());
+        let (mute, is_mute) = (Mutex::default(), Notify::new());
+        let inner =
+            Inner { ids, entries, events, status, frames, taken, made, is_made, mute, is_mute };
+        Self(Arc::new(inner))
     }
 
     pub(super) fn status(&self) -> &watch::Sender<BluetoothStatus> {
@@ -107,6 +120,52 @@ impl Links {
     /// Whether a device of that address has connected to us.
     pub(super) fn is_taken(&self, address: &str) -> bool {
         self.taken().contains(address)
+    }
+
+    /// Notes the link that we made to a device.
+    pub(super) fn set_made(&self, address: String, link: LinkId) {
+        self.made().insert(address, link);
+        self.0.is_made.notify_one();
+    }
+
+    /// The link that we made to the device of that address, while it stands.
+    pub(super) fn made_to(&self, address: &str) -> Option<LinkId> {
+        self.made().get(address).copied()
+    }
+
+    /// Waits for a link that we made.
+    pub(super) async fn next_made(&self) {
+        self.0.is_made.notified().await;
+    }
+
+    /// A frame came that belongs to a link, though not by its own way; false once the link is gone.
+    pub(super) async fn heard(&self, link: LinkId, bytes: Vec<u8>) -> bool {
+        if !self.entries().contains_key(&link) {
+            return false;
+        }
+        self.0.frames.fetch_add(1, Ordering::Relaxed);
+        self.0.events.send(RadioEvent::Frame { link, bytes }).await.is_ok()
+    }
+
+    /// Notes that a device is connected to us and hears us no longer, so that the central role
+    /// connects to it.
+    pub(super) fn note_mute(&self, address: String) {
+        let mut mute = self.mute();
+        if mute.len() < MUTE {
+            mute.insert(address);
+            self.0.is_mute.notify_one();
+        }
+    }
+
+    /// Waits for devices that hear us no longer, and gives their addresses once.
+    pub(super) async fn next_mute(&self) -> BTreeSet<String> {
+        loop {
+            let mute = std::mem::take(&mut *self.mute());
+            if !mute.is_empty() {
+                return mute;
+            }
+            self.0.is_mute.notified().await;
+        }
     }
 
     pub(super) fn transmit(&self, link: LinkId, frame: Vec<u8>) -> Result<(), TransmitError> {
@@ -141,12 +200,15 @@ impl Links {
         let up = RadioEvent::Up { link: id, role, max_frame, phone: true };
         // Nobody to tell means that the radio is shutting down, here and below.
         let _ = self.0.events.send(up).await;
+        let room = RadioEvent::Room { link: id, frames: OUTGOING };
+        let _ = self.0.events.send(room).await;
         OpenLink { id, links: self.clone(), queue, closed }
     }
 
     /// The link is gone.
     pub(super) async fn close(&self, link: LinkId) {
         if self.entries().remove(&link).is_some() {
+            self.made().retain(|_, made| *made != link);
             self.count();
             let _ = self.0.events.send(RadioEvent::Down { link }).await;
         }
@@ -159,6 +221,7 @@ impl Links {
             self.close(link).await;
         }
         self.taken().clear();
+        self.mute().clear();
     }
 
     fn count(&self) {
@@ -173,6 +236,14 @@ impl Links {
 
     fn taken(&self) -> MutexGuard<'_, BTreeSet<String>> {
         self.0.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn made(&self) -> MutexGuard<'_, BTreeMap<String, LinkId>> {
+        self.0.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn mute(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.0.mute.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<LinkId, Entry>> {
@@ -214,11 +285,19 @@ impl OpenLink {
             }
         };
         let writing = async {
+            let mut left = 0;
             while let Some(frame) = queue.recv().await {
                 if !timeout(PATIENCE, outlet.send(frame)).await.unwrap_or(false) {
                     return Ended::Lost;
                 }
                 inner.frames.fetch_add(1, Ordering::Relaxed);
+                left += 1;
+                if left >= OUTGOING / 2 || queue.is_empty() {
+                    let room = RadioEvent::Room { link: id, frames: std::mem::take(&mut left) };
+                    if inner.events.send(room).await.is_err() {
+                        return Ended::Closed;
+                    }
+                }
             }
             // What had been taken before the link was closed has left.
             Ended::Closed

@@ -21,7 +21,7 @@ use fieldpost_bitchat::Role;
 use futures_util::{StreamExt, stream::unfold};
 use tokio::{
     sync::{Notify, mpsc, oneshot},
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tracing::debug;
@@ -43,7 +43,11 @@ const RENEWED: Duration = Duration::from_secs(120);
 /// The last advertisement may still be on its way out.
 const ADVERTISE_TRIES: u32 = 5;
 const ADVERTISE_PAUSE: Duration = Duration::from_millis(200);
+/// Between advertisements, as phones do it; BlueZ's own 1.28 s keep whoever connects waiting.
+const INTERVAL: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(250)];
 const SYSTEM_PATIENCE: Duration = Duration::from_secs(5);
+/// A connection that is being closed is gone after so long: BlueZ takes two seconds for it.
+const CLOSED: Duration = Duration::from_millis(2500);
 
 /// Lets neighbours find us and serves them, until BlueZ will not; then why.
 pub(super) async fn run(adapter: &Adapter, links: &Links, turned: &Notify) -> String {
@@ -95,24 +99,32 @@ pub(super) async fn run(adapter: &Adapter, links: &Links, turned: &Notify) -> St
         links: links.clone(),
         taken: BTreeMap::new(),
         early: BTreeMap::new(),
+        heard: BTreeMap::new(),
         tasks: JoinSet::new(),
+        hearing: JoinSet::new(),
     };
     let mut renew_at = Instant::now() + RENEWED;
     loop {
         tokio::select! {
             event = control.next() => match event {
                 Some(CharacteristicControlEvent::Write(request)) => match request.accept() {
-                    Ok(reader) => server.take_reader(reader),
+                    Ok(reader) => server.take_reader(Arc::new(reader)),
                     Err(error) => debug!(%error, "cannot take a central's writes"),
                 },
                 Some(CharacteristicControlEvent::Notify(writer)) => server.take_writer(writer),
                 None => return "BlueZ dropped the GATT server".to_owned(),
             },
             Some(gone) = server.tasks.join_next() => {
-                if let Ok((address, number)) = gone {
-                    server.forget(address, number);
+                if let Ok((address, number, is_mute)) = gone {
+                    server.forget(address, number, is_mute);
                 }
             }
+            Some(gone) = server.hearing.join_next() => {
+                if let Ok(address) = gone {
+                    server.stop_hearing(address);
+                }
+            }
+            () = links.next_made() => server.hear_early(),
             () = turned.notified() => renew_at = renew_at.min(Instant::now() + SETTLE),
             () = sleep_until(renew_at) => {
                 server.drop_early();
@@ -137,6 +149,8 @@ async fn advertise(adapter: &Adapter) -> bluer::Result<AdvertisementHandle> {
             service_uuids: [SERVICE].into(),
             // BlueZ shows its programs no device that is not.
             discoverable: Some(true),
+            min_interval: Some(INTERVAL[0]),
+            max_interval: Some(INTERVAL[1]),
             ..Advertisement::default()
         };
         match adapter.advertise(advertisement).await {
@@ -154,20 +168,25 @@ struct Server {
     links: Links,
     /// Centrals that subscribed.
     taken: BTreeMap<Address, Taken>,
-    /// Centrals that wrote first. Nothing of theirs is read until they subscribe.
-    early: BTreeMap<Address, (CharacteristicReader, Instant)>,
-    tasks: JoinSet<(Address, u64)>,
+    /// Centrals that wrote first. Nothing of theirs is read until they subscribe, or we have a link to
+    /// them.
+    early: BTreeMap<Address, (Arc<CharacteristicReader>, Instant)>,
+    /// Centrals that write and hear us over a link of ours alone: what they write is of that link.
+    heard: BTreeMap<Address, (Arc<CharacteristicReader>, AbortHandle)>,
+    /// Each gives its central and whether that stays connected and does not hear us.
+    tasks: JoinSet<(Address, u64, bool)>,
+    hearing: JoinSet<Address>,
 }
 
 struct Taken {
     number: u64,
-    readers: mpsc::Sender<CharacteristicReader>,
+    readers: mpsc::Sender<Arc<CharacteristicReader>>,
     /// Dropped when the same central has subscribed anew.
     _current: oneshot::Sender<()>,
 }
 
 impl Server {
-    fn take_reader(&mut self, reader: CharacteristicReader) {
+    fn take_reader(&mut self, reader: Arc<CharacteristicReader>) {
         let address = reader.device_address();
         if let Some(taken) = self.taken.get(&address) {
             // One that is there already is as good; BlueZ asks again for what it drops.
@@ -177,6 +196,35 @@ impl Server {
         self.drop_early();
         if self.early.len() < EARLY {
             self.early.insert(address, (reader, Instant::now()));
+        }
+        self.hear_early();
+    }
+
+    /// Reads what centrals write that have not subscribed, where a link of ours leads to them.
+    fn hear_early(&mut self) {
+        let links = &self.links;
+        let made_to = |address: &Address| links.made_to(&address.to_string());
+        let reached: Vec<_> =
+            self.early.keys().filter_map(|address| Some((*address, made_to(address)?))).collect();
+        for (address, link) in reached {
+            let Some((reader, _)) = self.early.remove(&address) else { continue };
+            debug!(device = %address, link = link.0, "a central is heard on a link of ours");
+            let (links, source) = (self.links.clone(), reader.clone());
+            let task = self.hearing.spawn(async move {
+                while let Ok(bytes) = source.recv().await {
+                    if bytes.is_empty() || !links.heard(link, bytes).await {
+                        break;
+                    }
+                }
+                address
+            });
+            self.heard.insert(address, (reader, task));
+        }
+    }
+
+    fn stop_hearing(&mut self, address: Address) {
+        if self.heard.get(&address).is_some_and(|(_, task)| task.is_finished()) {
+            self.heard.remove(&address);
         }
     }
 
@@ -188,7 +236,14 @@ impl Server {
             return;
         }
         let (readers, incoming) = mpsc::channel(1);
-        if let Some((reader, _)) = self.early.remove(&address) {
+        let reader = match self.heard.remove(&address) {
+            Some((reader, task)) => {
+                task.abort();
+                Some(reader)
+            }
+            None => self.early.remove(&address).map(|(reader, _)| reader),
+        };
+        if let Some(reader) = reader {
             let _ = readers.try_send(reader);
         }
         let (current, replaced) = oneshot::channel();
@@ -197,15 +252,18 @@ impl Server {
         self.taken.insert(address, Taken { number, readers, _current: current });
         let (adapter, links) = (self.adapter.clone(), self.links.clone());
         self.tasks.spawn(async move {
-            serve(&adapter, &links, Arc::new(writer), incoming, replaced).await;
-            (address, number)
+            let is_mute = serve(&adapter, &links, Arc::new(writer), incoming, replaced).await;
+            (address, number, is_mute)
         });
     }
 
-    fn forget(&mut self, address: Address, number: u64) {
+    fn forget(&mut self, address: Address, number: u64, is_mute: bool) {
         if self.taken.get(&address).is_some_and(|taken| taken.number == number) {
             self.taken.remove(&address);
             self.links.set_taken(address.to_string(), false);
+            if is_mute {
+                self.links.note_mute(address.to_string());
+            }
         }
     }
 
@@ -214,20 +272,22 @@ impl Server {
     }
 }
 
-/// Runs one central's link.
+/// Runs one central's link. True if the central is still connected in the end and hears us no more:
+/// when another one goes without a word, BlueZ 5.82 forgets the first subscriber it has, and tells
+/// neither side.
 async fn serve(
     adapter: &Adapter,
     links: &Links,
     writer: Arc<CharacteristicWriter>,
-    readers: mpsc::Receiver<CharacteristicReader>,
+    readers: mpsc::Receiver<Arc<CharacteristicReader>>,
     replaced: oneshot::Receiver<()>,
-) {
+) -> bool {
     let address = writer.device_address();
     // bluer has taken ATT's overhead off already.
     let link = links.open(Role::Peripheral, writer.mtu()).await;
     debug!(device = %address, link = link.id.0, max_frame = writer.mtu(), "a central subscribed");
     let incoming = unfold((readers, None), |(mut readers, mut reader)| async move {
-        let source: CharacteristicReader = match reader.take() {
+        let source: Arc<CharacteristicReader> = match reader.take() {
             Some(reader) => reader,
             None => readers.recv().await?,
         };
@@ -250,7 +310,14 @@ async fn serve(
     debug!(device = %address, ?ended, was_replaced, "a link that a central made is gone");
     if ended != Ended::Lost {
         disconnect(adapter.clone(), address).await;
+        return false;
     }
+    if was_replaced {
+        return false;
+    }
+    sleep(CLOSED).await;
+    let Ok(device) = adapter.device(address) else { return false };
+    matches!(timeout(SYSTEM_PATIENCE, device.is_connected()).await, Ok(Ok(true)))
 }
 
 /// A central that subscribed.

@@ -27,8 +27,13 @@ const AFTER_DROP: Duration = Duration::from_secs(3);
 const AFTER_FAILURE: Duration = Duration::from_secs(15);
 const AFTER_WEAK_FAILURE: Duration = Duration::from_secs(30);
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(240);
-/// A first failure is often two that tried each other at once; it costs little to try again.
+/// A first failure is often two that tried each other at once; it costs little to try again. A system
+/// that connects is mostly not to be found meanwhile, so two that keep step would never meet.
 const AFTER_COLLISION: Duration = Duration::from_secs(2);
+const COLLISION_JITTER: Duration = Duration::from_secs(4);
+/// For a connection to come about (BitChat protocol reference, section 1.3), for the same reason not
+/// always as long.
+const PATIENCE: std::ops::RangeInclusive<f64> = 4.0..=8.0;
 
 /// Signal strengths in dBm below which nobody is tried.
 const FLOOR: i16 = -90;
@@ -103,6 +108,14 @@ impl<P: Clone + Ord, R: Rng> Seeker<P, R> {
         self.candidates.insert(peer, candidate);
     }
 
+    /// A neighbour's connection stands and needs a link of ours: it is tried at once.
+    pub(super) fn urged(&mut self, now: Duration, peer: P) {
+        self.heard(now, peer.clone(), None);
+        if let Some(candidate) = self.candidates.get_mut(&peer) {
+            (candidate.not_before, candidate.failures) = (now, 0);
+        }
+    }
+
     /// Whom to connect to now, if anybody; not to those that have connected to us (`is_taken`). One
     /// attempt at a time: it must be answered with [`connected`](Self::connected) or
     /// [`failed`](Self::failed).
@@ -149,11 +162,13 @@ impl<P: Clone + Ord, R: Rng> Seeker<P, R> {
         self.trying = None;
         self.next_attempt = now + SPACING;
         let jitter = self.jitter();
+        let collision =
+            AFTER_COLLISION + COLLISION_JITTER.mul_f64(self.rng.random_range(0.0..=1.0));
         if let Some(candidate) = self.candidates.get_mut(peer) {
             let is_weak = candidate.strength.is_some_and(|strength| strength <= FLOOR);
             let first = if is_weak { AFTER_WEAK_FAILURE } else { AFTER_FAILURE };
             let wait = match candidate.failures {
-                0 if !is_weak => AFTER_COLLISION,
+                0 if !is_weak => collision,
                 failures => {
                     (first * (1 << failures.saturating_sub(1).min(8))).min(LONGEST_BACK_OFF)
                 }
@@ -161,6 +176,11 @@ impl<P: Clone + Ord, R: Rng> Seeker<P, R> {
             candidate.failures += 1;
             candidate.not_before = now + wait + jitter;
         }
+    }
+
+    /// How long to wait for the next connection.
+    pub(super) fn patience(&mut self) -> Duration {
+        Duration::from_secs_f64(self.rng.random_range(PATIENCE))
     }
 
     /// A link that we had made is gone.
@@ -279,6 +299,16 @@ mod tests {
     }
 
     #[test]
+    fn who_is_connected_and_hears_nothing_is_tried_at_once() {
+        let mut seeker = seeker();
+        seeker.heard(at(0), 7, Some(-60));
+        assert_eq!(seeker.next_attempt(at(400), nobody), Some(7));
+        seeker.failed(at(500), &7);
+        seeker.urged(at(1000), 7);
+        assert_eq!(seeker.next_attempt(at(1000), nobody), Some(7));
+    }
+
+    #[test]
     fn who_has_connected_to_us_is_left_alone() {
         let mut seeker = seeker();
         seeker.heard(at(0), 1, Some(-40));
@@ -331,7 +361,8 @@ mod tests {
             }
             now += Duration::from_millis(100);
         }
-        assert_eq!(&waits[1..6], [2, 15, 30, 60, 120], "{waits:?}");
+        assert!((2..=6).contains(&waits[1]), "{waits:?}");
+        assert_eq!(&waits[2..6], [15, 30, 60, 120], "{waits:?}");
         assert!(waits[7] <= 241, "{waits:?}");
     }
 

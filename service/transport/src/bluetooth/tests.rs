@@ -33,7 +33,7 @@ async fn a_link_carries_frames_both_ways_in_order_and_says_when_it_is_gone() {
     let link = links.open(Role::Central, 517).await;
     let id = link.id;
     let up = RadioEvent::Up { link: id, role: Role::Central, max_frame: 512, phone: true };
-    assert_eq!(events.recv().await, Some(up));
+    assert_eq!(next(&mut events).await, Some(up));
 
     let (heard, hearing) = mpsc::channel(8);
     let (sent, mut sending) = mpsc::channel(8);
@@ -45,14 +45,14 @@ async fn a_link_carries_frames_both_ways_in_order_and_says_when_it_is_gone() {
         assert_eq!(sending.recv().await, Some(vec![number]));
         heard.send(vec![number, 0]).await.unwrap();
         let frame = RadioEvent::Frame { link: id, bytes: vec![number, 0] };
-        assert_eq!(events.recv().await, Some(frame));
+        assert_eq!(next(&mut events).await, Some(frame));
     }
     let too_large = TransmitError::TooLarge { size: 513, limit: 512 };
     assert_eq!(links.transmit(id, vec![0; 513]), Err(too_large));
 
     drop(heard);
     assert_eq!(running.await.unwrap(), Ended::Lost);
-    assert_eq!(events.recv().await, Some(RadioEvent::Down { link: id }));
+    assert_eq!(next(&mut events).await, Some(RadioEvent::Down { link: id }));
     assert_eq!(links.transmit(id, vec![1]), Err(TransmitError::NoLink));
 }
 
@@ -71,8 +71,8 @@ async fn a_link_that_is_closed_still_sends_what_it_had_taken() {
     for number in 0..10 {
         assert_eq!(sending.recv().await, Some(vec![number]));
     }
-    assert!(matches!(events.recv().await, Some(RadioEvent::Up { .. })));
-    assert_eq!(events.recv().await, Some(RadioEvent::Down { link: id }));
+    assert!(matches!(next(&mut events).await, Some(RadioEvent::Up { .. })));
+    assert_eq!(next(&mut events).await, Some(RadioEvent::Down { link: id }));
 }
 
 #[tokio::test(start_paused = true)]
@@ -95,17 +95,74 @@ async fn a_queue_that_is_full_refuses_and_the_status_counts_links_by_role() {
     let made = links.open(Role::Central, 512).await;
     let _taken = links.open(Role::Peripheral, 512).await;
     let refused = (0..100).find_map(|_| links.transmit(made.id, vec![1]).err());
-    assert_eq!(refused, Some(TransmitError::Busy { limit: 64 }));
+    assert_eq!(refused, Some(TransmitError::Busy { limit: 16 }));
     let status = links.status().borrow().clone();
     assert_eq!((status.central_links, status.peripheral_links), (1, 1));
     links.close_all().await;
     assert_eq!(links.len(), 0);
 }
 
+#[tokio::test]
+async fn a_link_tells_how_much_it_takes() {
+    let (links, mut events) = links();
+    let link = links.open(Role::Central, 512).await;
+    let id = link.id;
+    let (sent, mut sending) = mpsc::channel(64);
+    let running = tokio::spawn(link.run(stream::pending(), Sink(sent), pending()));
+    for number in 0..10 {
+        links.transmit(id, vec![number]).unwrap();
+    }
+    let mut room = 0;
+    while room < 16 + 10 {
+        if let Some(RadioEvent::Room { frames, .. }) = events.recv().await {
+            room += frames;
+        }
+    }
+    assert_eq!((room, sending.len()), (26, 10));
+    sending.close();
+    running.abort();
+}
+
+#[tokio::test]
+async fn who_is_connected_and_hears_us_no_more_is_told_once() {
+    let (links, _events) = links();
+    links.note_mute("00:11:22:33:44:55".to_owned());
+    assert_eq!(links.next_mute().await, ["00:11:22:33:44:55".to_owned()].into());
+    let again = timeout(Duration::from_millis(10), links.next_mute());
+    assert!(again.await.is_err());
+}
+
+#[tokio::test]
+async fn what_a_device_writes_belongs_to_the_link_that_we_made_to_it() {
+    let (links, mut events) = links();
+    let link = links.open(Role::Central, 512).await;
+    let address = "00:11:22:33:44:55";
+    assert_eq!(links.made_to(address), None);
+    links.set_made(address.to_owned(), link.id);
+    assert_eq!(links.made_to(address), Some(link.id));
+    next(&mut events).await;
+    assert!(links.heard(link.id, vec![7]).await);
+    let frame = RadioEvent::Frame { link: link.id, bytes: vec![7] };
+    assert_eq!(next(&mut events).await, Some(frame));
+    links.close(link.id).await;
+    assert_eq!(links.made_to(address), None);
+    assert!(!links.heard(link.id, vec![7]).await);
+}
+
 fn links() -> (Links, mpsc::Receiver<RadioEvent>) {
     let (sender, events) = mpsc::channel(64);
     let (status, _) = watch::channel(BluetoothStatus::default());
     (Links::new(LinkIds::default(), sender, status), events)
+}
+
+/// What happens next, but for room.
+async fn next(events: &mut mpsc::Receiver<RadioEvent>) -> Option<RadioEvent> {
+    loop {
+        match events.recv().await {
+            Some(RadioEvent::Room { .. }) => {}
+            event => return event,
+        }
+    }
 }
 
 struct Sink(mpsc::Sender<Vec<u8>>);

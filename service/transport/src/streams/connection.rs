@@ -1,14 +1,19 @@
 //! One connection: packets with their length in front.
 
-use std::io;
+use std::{io, time::Duration};
 
 use fieldpost_bitchat::{LinkId, MAX_FRAME};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split},
     sync::mpsc,
+    time::timeout,
 };
 
 use crate::RadioEvent;
+
+/// For the rest of a record whose beginning has come, and for a record to leave. Whoever is slower
+/// holds a place that others wait for.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A stream of whichever kind.
 pub(crate) struct Connection {
@@ -49,6 +54,10 @@ impl Connection {
                 if write(&mut self.writer, &frame).await.is_err() {
                     return;
                 }
+                let room = RadioEvent::Room { link, frames: 1 };
+                if events.send(room).await.is_err() {
+                    return;
+                }
             }
         };
         tokio::select! {
@@ -62,12 +71,24 @@ impl Connection {
 ///
 /// # Errors
 ///
-/// The stream has ended, or the record is empty or longer than `most`.
+/// The stream has ended, the record is empty or longer than `most`, or it stopped halfway for 10 s.
 pub(crate) async fn read(
     reader: &mut (impl AsyncRead + Unpin + ?Sized),
     most: usize,
 ) -> io::Result<Vec<u8>> {
-    let length = reader.read_u32().await? as usize;
+    // As long as nothing of it has come, there is nothing to wait for.
+    let first = reader.read_u8().await?;
+    timeout(PATIENCE, read_rest(reader, first, most)).await?
+}
+
+async fn read_rest(
+    reader: &mut (impl AsyncRead + Unpin + ?Sized),
+    first: u8,
+    most: usize,
+) -> io::Result<Vec<u8>> {
+    let mut length = [first, 0, 0, 0];
+    reader.read_exact(&mut length[1..]).await?;
+    let length = u32::from_be_bytes(length) as usize;
     if length == 0 || length > most {
         return Err(io::ErrorKind::InvalidData.into());
     }
@@ -80,7 +101,7 @@ pub(crate) async fn read(
 ///
 /// # Errors
 ///
-/// The stream has ended.
+/// The stream has ended, or its other end took nothing for 10 s.
 pub(crate) async fn write(
     writer: &mut (impl AsyncWrite + Unpin + ?Sized),
     bytes: &[u8],
@@ -88,6 +109,9 @@ pub(crate) async fn write(
     let mut record = Vec::with_capacity(4 + bytes.len());
     record.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
     record.extend_from_slice(bytes);
-    writer.write_all(&record).await?;
-    writer.flush().await
+    timeout(PATIENCE, async {
+        writer.write_all(&record).await?;
+        writer.flush().await
+    })
+    .await?
 }

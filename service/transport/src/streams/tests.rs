@@ -1,6 +1,6 @@
 //! Two ends of a stream, and somebody who does not keep to the rules.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use fieldpost_bitchat::{LinkId, MAX_FRAME, Role};
 use tokio::{
@@ -9,7 +9,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{OUTGOING, StreamAddress, StreamRadio};
+use super::{OUTGOING, StreamAddress, StreamRadio, read};
 use crate::{LinkIds, Radio, RadioEvent, TransmitError};
 
 #[tokio::test]
@@ -120,9 +120,33 @@ async fn a_reader_that_is_behind_holds_its_neighbour_up_and_loses_nothing() {
         }
         assert!(taken < 100_000, "there is no end to it");
     }
+    let telling = tokio::spawn(async move { while client.next().await.is_some() {} });
     for n in 0..taken {
         let RadioEvent::Frame { bytes, .. } = next(&mut server).await else { panic!("a frame") };
         assert_eq!(bytes[..4], n.to_be_bytes());
+    }
+    telling.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_neighbour_that_stops_in_the_middle_of_a_record_is_let_go() {
+    let (ours, mut theirs) = tokio::io::duplex(64);
+    theirs.write_all(&[0, 0, 0, 9, 1, 2]).await.unwrap();
+    let mut reader = ours;
+    let error = read(&mut reader, MAX_FRAME).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+}
+
+#[tokio::test]
+async fn what_a_link_has_sent_makes_room() {
+    let folder = Folder::new("room");
+    let (mut server, mut client) = pair(&folder.address()).await;
+    let (link, _) = up(&mut client).await;
+    up(&mut server).await;
+    client.transmit(link, vec![1]).unwrap();
+    for frames in [OUTGOING, 1] {
+        let room = timeout(Duration::from_secs(20), client.next()).await.expect("room");
+        assert_eq!(room, Some(RadioEvent::Room { link, frames }));
     }
 }
 
@@ -150,8 +174,16 @@ async fn up(radio: &mut StreamRadio) -> (LinkId, Role) {
     }
 }
 
+/// What happens next, but for room.
 async fn next(radio: &mut StreamRadio) -> RadioEvent {
-    timeout(Duration::from_secs(20), radio.next()).await.expect("something happens").unwrap()
+    loop {
+        let event =
+            timeout(Duration::from_secs(20), radio.next()).await.expect("something happens");
+        match event.unwrap() {
+            RadioEvent::Room { .. } => {}
+            event => return event,
+        }
+    }
 }
 
 /// A folder of one test's own.
