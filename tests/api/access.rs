@@ -58,6 +58,78 @@ async fn a_misspelt_wish_is_refused_and_the_message_not_sent_without_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_request_of_v1_takes_a_field_that_it_does_not_know() {
+    let stage = Stage::set().await;
+    let group = stage.group().await;
+    let members = format!("/v1/groups/{group}/members");
+    let bob = format!("{members}/bob");
+    let key = "none";
+    for (method, path, body) in [
+        (Method::POST, "/v1/messages", json!({ "to": "bob", "content": "x" })),
+        (Method::POST, "/v1/inbox/ack", json!({ "up_to": 0 })),
+        (Method::POST, "/v1/groups", json!({ "name": "walkers" })),
+        (Method::POST, &members, json!({ "peer": "mallory" })),
+        (Method::PUT, &bob, json!({ "role": "moderator" })),
+        (Method::POST, "/v1/files", json!({ "filename": "a", "size_bytes": 1 })),
+        (Method::POST, "/v1/peers", json!({ "peer_id": "newcomer", "public_key": key })),
+        (Method::PATCH, "/v1/peers/alice", json!({ "listed": true })),
+        (Method::POST, "/v1/peers/alice/renew", json!({ "nonce": "n", "signature": "s" })),
+        (Method::POST, "/v1/invites", json!({ "uses": 1 })),
+    ] {
+        let mut misspelt = body.clone();
+        misspelt["lissted"] = json!(false);
+        let request = stage.alice.request(method.clone(), path).json(&misspelt);
+        let refused = stage.alice.call::<Value>(request).await.unwrap_err();
+        assert_eq!(refused.status(), Some(422), "{method} {path}");
+        let told = format!("{refused:?}");
+        assert!(told.contains("unknown field `lissted`: there are `"), "{method} {path}: {told}");
+        // Without it nothing is wrong with the fields, so that the refusal was of it alone.
+        let request = stage.alice.request(method.clone(), path).json(&body);
+        let answered = stage.alice.call::<Value>(request).await;
+        let is_known = !format!("{answered:?}").contains("unknown field");
+        assert!(is_known, "{method} {path}: {answered:?}");
+    }
+    // Nothing had been done: the group, the peer and the settings came by the second request.
+    let mut socket = stage.alice.socket().await.unwrap();
+    for kind in ["ack", "read"] {
+        socket.write(&json!({ "type": kind, "ref": kind, "up_to": 1, "upto": 2 })).await.unwrap();
+        match socket.expect().await {
+            Frame::Error { status, r#ref, .. } => {
+                assert_eq!((status, r#ref), (422, Some(json!(kind))));
+            }
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_body_says_what_was_expected_and_what_was_found() {
+    let stage = Stage::set().await;
+    for (body, expected) in [
+        (
+            json!({ "to": "bob", "content": "x", "ttl": "1h" }),
+            "ttl: expected a whole number, found the text",
+        ),
+        (json!({ "to": ["bob"], "content": "x" }), "to: expected a text, found a list"),
+        (json!({ "content": "x" }), "the field `to` is missing"),
+        (
+            json!({ "to": "bob", "content": "x", "priority": "urgent" }),
+            "priority: expected `low`, `normal`, `high`, `critical`",
+        ),
+        (
+            json!({ "to": "bob", "content": "x", "message_id": "7" }),
+            "message_id: UUID parsing failed",
+        ),
+        (json!([]), "expected an object, found a list"),
+    ] {
+        let request = stage.alice.request(Method::POST, "/v1/messages").json(&body);
+        let refused = stage.alice.call::<Value>(request).await.unwrap_err();
+        assert_eq!(refused.status(), Some(422), "{body}");
+        assert!(format!("{refused:?}").contains(expected), "{body}: {refused:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cursor_is_a_position_as_documented() {
     let stage = Stage::set().await;
     let look = async |after: &str| {

@@ -1,6 +1,7 @@
 //! Between gateways that are well: messages, receipts, refusals, expiry, broadcasts, restarts.
 
-use fieldpost_transport::{Faults, MemoryNetwork, MemoryOptions};
+use fieldpost_transport::{Faults, MemoryNetwork, MemoryOptions, Transport as _};
+use futures_util::{StreamExt, stream};
 use harness::{
     Client, Frame, Postgres,
     client::Draft,
@@ -36,6 +37,39 @@ async fn a_message_reaches_a_peer_of_another_gateway_and_its_receipts_come_back(
     let request = bob.request(reqwest::Method::POST, "/v1/inbox/ack").json(&read);
     bob.call::<()>(request).await.unwrap();
     record_with_status(&alice, sent.message_id, "read").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_receipt_is_told_or_counted_as_missed() {
+    const MESSAGES: u64 = 3000;
+    let home = node(&MemoryNetwork::new(1), &[]).await;
+    let (alice, bob) = (home.register("alice").await, home.register("bob").await);
+    let mut at_alice = alice.socket().await.unwrap();
+    let sends = (0..MESSAGES).map(|number| {
+        let alice = alice.clone();
+        async move { alice.send(&Draft::text("bob", format!("{number}"))).await.unwrap() }
+    });
+    stream::iter(sends).buffer_unordered(64).collect::<Vec<_>>().await;
+    let mut last = 0;
+    while last < MESSAGES {
+        let page = bob.poll(Some(&last.to_string()), 1).await.unwrap();
+        last = page.messages.last().map_or(last, |message| message.seq);
+    }
+    // Confirmed at once, they come faster than any socket is written.
+    bob.confirm_up_to(last).await.unwrap();
+    let (mut told, mut missed) = (0, 0);
+    while told + missed < MESSAGES {
+        match at_alice.expect().await {
+            Frame::Receipt { status, .. } => {
+                assert_eq!(status, "delivered");
+                told += 1;
+            }
+            Frame::Missed { receipts, presence: 0 } => missed += receipts,
+            other => panic!("{other:?} after {told} and {missed}"),
+        }
+    }
+    assert_eq!(told + missed, MESSAGES);
+    assert!(told >= 1024, "as many as may wait are told: {told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -91,6 +125,33 @@ async fn a_full_inbox_refuses_and_takes_again_once_there_is_room() {
     assert_eq!(take(&bob, 1).await[0].content.as_deref(), Some("fits"));
     alice.send(&Draft::text(&to_bob, "fits again")).await.unwrap();
     assert_eq!(take(&bob, 1).await[0].content.as_deref(), Some("fits again"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_has_room_waits_for_what_had_none() {
+    let network = MemoryNetwork::new(1);
+    let a = node(&network, &[]).await;
+    // Room for 10 messages of 26 843 bytes in all.
+    let b = node(&network, &["--sender-share=0.0001"]).await;
+    let (alice, bob) = (a.register("alice").await, b.register("bob").await);
+    let to_bob = b.address("bob");
+    let first = alice.send(&Draft::text(&to_bob, "x".repeat(26_000))).await.unwrap();
+    record_when(&alice, first.message_id, |record| {
+        attempts(&record.recipients[0]).contains(&"memory stored".to_owned())
+    })
+    .await;
+    // That it is refused is not heard, so what follows names it as its predecessor.
+    network.set_faults_towards(b.id(), a.id(), Faults::SILENCE);
+    let came = b.transport(0).status().envelopes_received;
+    let second = alice.send(&Draft::text(&to_bob, "y".repeat(2000))).await.unwrap();
+    until(|| b.transport(0).status().envelopes_received > came).await;
+    alice.send(&Draft::text(&to_bob, "short")).await.unwrap();
+    let shown = take(&bob, 2).await;
+    assert_eq!(shown[1].content.as_deref(), Some("short"));
+    assert!(!shown[1].gap && !shown[1].late);
+    network.heal();
+    // There is room by now, so it may come after all; out of turn.
+    record_when(&alice, second.message_id, |record| record.status != "pending").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,9 +5,11 @@
 mod failover;
 mod faults;
 mod federation;
+mod full_inbox;
 mod hostile;
 mod mesh;
 mod privacy;
 mod remote_files;
 mod remote_groups;
+mod remote_groups_again;
 mod trust;

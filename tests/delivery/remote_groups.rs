@@ -507,22 +507,22 @@ impl World {
         self.until_member(peer).await;
     }
 
-    async fn until_member(&self, peer: &Client) {
+    pub(crate) async fn until_member(&self, peer: &Client) {
         until(|| async { membership(peer).await.as_deref() == Some("member") }).await;
     }
 }
 
-async fn add(client: &Client, group: &str, peer: &str) -> Value {
+pub(crate) async fn add(client: &Client, group: &str, peer: &str) -> Value {
     let path = format!("/v1/groups/{group}/members");
     client.call(client.request(Method::POST, &path).json(&json!({ "peer": peer }))).await.unwrap()
 }
 
-async fn remove(client: &Client, group: &str, peer: &str) {
+pub(crate) async fn remove(client: &Client, group: &str, peer: &str) {
     let path = format!("/v1/groups/{group}/members/{peer}");
     client.call::<()>(client.request(Method::DELETE, &path)).await.unwrap();
 }
 
-async fn answer(
+pub(crate) async fn answer(
     client: &Client,
     group: &str,
     word: &str,
@@ -543,7 +543,7 @@ async fn groups(client: &Client) -> Vec<Value> {
 }
 
 /// How a peer stands to the first of its groups.
-async fn membership(client: &Client) -> Option<String> {
+pub(crate) async fn membership(client: &Client) -> Option<String> {
     let groups = groups(client).await;
     groups.first().map(|group| group["membership"].as_str().unwrap().to_owned())
 }
@@ -583,7 +583,7 @@ impl Mallory {
     }
 
     /// Sends something that will be refused, and returns why.
-    async fn refusal(&self, to: &Node, envelope: SignedEnvelope) -> String {
+    pub(crate) async fn refusal(&self, to: &Node, envelope: SignedEnvelope) -> String {
         let digest = envelope.digest();
         self.send(to, envelope).await;
         let receipt = self.receipt(digest, None).await;
@@ -593,7 +593,7 @@ impl Mallory {
 
     /// The next receipt for an envelope that is not of the kind it was answered with before; those that
     /// nobody answers come again.
-    async fn receipt(&self, digest: [u8; 32], before: Option<ReceiptKind>) -> Receipt {
+    pub(crate) async fn receipt(&self, digest: [u8; 32], before: Option<ReceiptKind>) -> Receipt {
         loop {
             let bytes = timeout(harness::client::PATIENCE, self.end.receive()).await;
             let bytes = bytes.expect("an answer comes").expect("the network is up");
@@ -624,7 +624,12 @@ fn message_of(
     draft_of(key, recipient, to, content).sign(key).unwrap()
 }
 
-fn draft_of(key: &SigningKey, recipient: Recipient, to: Recipient, content: Content) -> Envelope {
+pub(crate) fn draft_of(
+    key: &SigningKey,
+    recipient: Recipient,
+    to: Recipient,
+    content: Content,
+) -> Envelope {
     let now = std::time::UNIX_EPOCH.elapsed().unwrap();
     let now = Timestamp::try_from(u64::try_from(now.as_millis()).unwrap()).unwrap();
     Envelope {

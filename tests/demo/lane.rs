@@ -1,6 +1,6 @@
 //! What alice writes to bob, what she is told of it, and what bob is shown.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Mutex};
 
 use harness::{
     Client, Frame, Socket,
@@ -21,6 +21,8 @@ pub(crate) struct Lane<'a> {
     /// Both with their gateways.
     pub(crate) sender: String,
     pub(crate) recipient: String,
+    /// What has been sent, in order; its places are what messages are called by.
+    pub(crate) sent: Mutex<Vec<Uuid>>,
 }
 
 impl Lane<'_> {
@@ -43,7 +45,12 @@ impl Lane<'_> {
             outcome: Outcome::Done,
         }));
         let how = if level == 3 { " and asks for privacy, level 3" } else { "" };
-        self.timeline.say("A", &format!("alice writes to bob{how}: “{text}”"));
+        let number = {
+            let mut sent = self.sent.lock().expect("nobody panics with it");
+            sent.push(accepted.message_id);
+            sent.len()
+        };
+        self.timeline.say("A", &format!("alice writes message {number} to bob{how}: “{text}”"));
         accepted.message_id
     }
 
@@ -86,14 +93,14 @@ impl Lane<'_> {
         while !missing.is_empty() {
             match timeout_at(deadline, socket.next()).await {
                 Ok(Frame::Receipt { message_id, status: told, .. }) if told == status => {
-                    if let Some(number) = messages.iter().position(|it| *it == message_id)
-                        && missing.remove(&message_id)
-                    {
-                        let left = missing.len();
-                        self.timeline.say(
-                            "A",
-                            &format!("alice is told: {status}, {} ({left} to come).", number + 1),
+                    if missing.remove(&message_id) {
+                        let told = format!(
+                            "alice is told: message {} is {status}, {} of {}.",
+                            self.number_of(message_id),
+                            messages.len() - missing.len(),
+                            messages.len(),
                         );
+                        self.timeline.say("A", &told);
                     }
                 }
                 Ok(Frame::Closed(code)) => panic!("alice's socket was closed ({code:?})"),
@@ -101,6 +108,11 @@ impl Lane<'_> {
                 Err(_) => panic!("alice is never told that {missing:?} are {status}"),
             }
         }
+    }
+
+    fn number_of(&self, message: Uuid) -> usize {
+        let sent = self.sent.lock().expect("nobody panics with it");
+        sent.iter().position(|it| *it == message).map_or(0, |place| place + 1)
     }
 
     /// Writes down what A says of a message in the end.

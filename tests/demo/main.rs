@@ -7,7 +7,12 @@ mod lane;
 mod stage;
 mod timeline;
 
-use std::{collections::BTreeMap, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    process::ExitCode,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use harness::{Client, History, check, lab::Lab};
 use serde_json::Value;
@@ -82,7 +87,7 @@ async fn tell(timeline: &Timeline) -> History {
     meet(timeline, &bob, &sender).await;
     let levels = levels(&alice).await;
     let mut at_alice = alice.socket().await.expect("alice can listen");
-    let lane = Lane { timeline, alice, sender, recipient };
+    let lane = Lane { timeline, alice, sender, recipient, sent: Mutex::default() };
 
     let mut at_bob = Listening::begin(timeline, &bob, &lane.recipient).await;
     let first = over_the_mixnet(&stage, &lane, &mut at_bob).await;

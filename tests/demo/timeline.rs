@@ -4,6 +4,7 @@ use std::{
     io::{Write, stdout},
     process::ExitCode,
     sync::Mutex,
+    time::SystemTime,
 };
 
 use harness::{
@@ -12,28 +13,40 @@ use harness::{
 };
 use tokio::time::Instant;
 
+/// How what every attempt in a lab says begins.
+const LAB: &str = "lab:";
+
 /// The timeline, and the history for the judge.
 pub(crate) struct Timeline {
     began: Instant,
+    /// The same by the clock that gateways tell times by.
+    began_at: SystemTime,
+    /// Whether it has been said that levels are those of a lab.
+    told_of_lab: Mutex<bool>,
     pub(crate) recorder: Recorder,
     broken: Mutex<usize>,
 }
 
 impl Timeline {
+    #[expect(clippy::disallowed_methods, reason = "gateways tell times by the machine's clock")]
     pub(crate) fn begin() -> Self {
-        Self { began: Instant::now(), recorder: Recorder::default(), broken: Mutex::default() }
+        Self {
+            began: Instant::now(),
+            began_at: SystemTime::now(),
+            told_of_lab: Mutex::default(),
+            recorder: Recorder::default(),
+            broken: Mutex::default(),
+        }
     }
 
     /// One line: when, at whose gateway, what.
     pub(crate) fn say(&self, who: &str, what: &str) {
-        let seconds = self.began.elapsed().as_secs_f64();
-        // Whoever closed our output still gets the exit code.
-        let _ = writeln!(stdout().lock(), "{seconds:8.3} s  {who:1}  {what}");
+        line(self.began.elapsed().as_secs_f64(), who, what);
     }
 
     /// Something that belongs to the line before.
     pub(crate) fn add(&self, what: &str) {
-        let _ = writeln!(stdout().lock(), "{:15}  {what}", "");
+        self.say("", &format!("  {what}"));
     }
 
     /// Something has to be so.
@@ -55,16 +68,29 @@ impl Timeline {
 
     /// What was tried for a delivery, with the router's reason for each.
     pub(crate) fn attempts(&self, delivery: &DeliveryRecord) {
-        let Some(first) = delivery.attempts.first() else { return };
         for tried in &delivery.attempts {
-            let after = (tried.started_at - first.started_at).as_seconds_f64();
+            let began_at = SystemTime::from(tried.started_at);
+            let seconds = began_at.duration_since(self.began_at).unwrap_or_default();
             let hops = match tried.hops {
                 None => String::new(),
                 Some(1) => " over 1 hop".to_owned(),
                 Some(hops) => format!(" over {hops} hops"),
             };
-            let reason = tried.reason.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
-            self.add(&format!("+{after:.3} s {} {}{hops}{reason}", tried.transport, tried.result));
+            let reason = tried.reason.as_deref().map(|why| self.without_lab(why));
+            let reason = reason.filter(|why| !why.is_empty());
+            let reason = reason.map(|why| format!(" ({why})")).unwrap_or_default();
+            let what = format!("  {} {}{hops}{reason}", tried.transport, tried.result);
+            line(seconds.as_secs_f64(), "", &what);
+        }
+    }
+
+    /// A reason, without what every attempt in a lab says, but for the first time.
+    fn without_lab<'a>(&self, reason: &'a str) -> &'a str {
+        let Some(at) = reason.find(LAB) else { return reason };
+        let mut told = self.told_of_lab.lock().expect("nobody panics with it");
+        match std::mem::replace(&mut *told, true) {
+            false => reason,
+            true => reason[..at].trim_end_matches("; "),
         }
     }
 
@@ -83,4 +109,9 @@ impl Timeline {
             }
         }
     }
+}
+
+fn line(seconds: f64, who: &str, what: &str) {
+    // Whoever closed our output still gets the exit code.
+    let _ = writeln!(stdout().lock(), "{seconds:8.3} s  {who:1}  {what}");
 }

@@ -87,8 +87,20 @@ pub struct Submission {
     pub message: Message,
     /// SHA-256 over all that makes two requests under one id the same.
     pub fingerprint: [u8; 32],
-    /// One entry for each delivery it gives rise to; at most [`MAX_RECIPIENTS`].
+    /// One entry for each delivery it gives rise to; with the failures at most [`MAX_RECIPIENTS`].
     pub deliveries: Vec<Target>,
+    /// Deliveries that cannot begin, such as those to recipients whose storage is full: they have
+    /// failed when the message is accepted, and keep nobody from cancelling it.
+    pub failures: Vec<Failure>,
+}
+
+/// A delivery that cannot begin.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Failure {
+    /// Where it would have gone.
+    pub target: Target,
+    /// Why it cannot.
+    pub reason: String,
 }
 
 /// The most deliveries that one message may give rise to.

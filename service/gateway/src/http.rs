@@ -41,6 +41,7 @@ pub mod socket;
 pub mod status;
 pub mod submit;
 mod unread;
+mod wording;
 
 /// The most bytes of a body or frame: 1 MiB of content in the wordiest encoding, and its fields.
 pub const MAX_BODY_BYTES: usize = 2_621_440;

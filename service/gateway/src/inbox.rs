@@ -329,6 +329,9 @@ async fn store(
     };
     if let Err(full) = gateway.quotas.check_and_reserve(&name, &sender, size, origin).await? {
         tracing::debug!(%full, "a message from elsewhere found no room");
+        let may_begin = origin == Origin::Known;
+        gateway.store.pass_refused(gateway.clock.now(), &inbound, may_begin).await?;
+        gateway.subscribers.wake([recipient]);
         return refused("the recipient's storage is full".to_owned());
     }
     files.grant(gateway, envelope, recipient).await?;

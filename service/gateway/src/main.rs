@@ -45,8 +45,7 @@ enum Command {
     /// The relay directory of an HTX network.
     #[command(subcommand)]
     Directory(DirectoryCommand),
-    /// Play a simulated air, for demonstrations and tests without Bluetooth.
-    #[command(hide = true)]
+    /// Play a simulated air: radios for `--ble-radio air:ADDRESS#STATION` without Bluetooth.
     Air(AirArgs),
     #[command(flatten)]
     Admin(AdminCommand),

@@ -187,6 +187,14 @@ pub async fn start(config: Config, connect: Option<Connect>) -> anyhow::Result<R
         config,
     });
     workers.spawn("connectivity", workers.until_stop(watcher.run()));
+    if embedded.is_some() {
+        // Nobody else can be at work on this database, so nobody waits for claims to run out.
+        match gateway.store.release_claims(gateway.clock.now()).await {
+            Ok(0) => {}
+            Ok(claims) => tracing::info!(claims, "took up deliveries that the last process left"),
+            Err(error) => tracing::warn!(%error, "claims of the last process hold until they end"),
+        }
+    }
     spawn_workers(&mut workers, &gateway, writers);
     for transport in late {
         let stop = workers.stop.clone();

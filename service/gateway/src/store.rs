@@ -59,7 +59,7 @@ pub use access::{MAX_INVITES, MAX_TICKETS, NONCE_LIFETIME, Renewed, TICKET_LIFET
 pub use bus::{Wake, Wakes};
 pub use federation::{OwedReceipt, QueueDepths};
 pub use groups::{FanOut, GroupTraffic};
-pub use messages::{Page, conversation, status_of};
+pub use messages::{Page, conversation, may_be_known, status_of};
 pub use mirrored::Traffic;
 pub use node_keys::NODE_KEY_LEASE;
 pub use outbox::CLAIM_BYTES;

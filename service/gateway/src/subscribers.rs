@@ -18,8 +18,8 @@ use tokio::sync::Notify;
 
 use crate::Gateway;
 
-/// How many receipts and presence changes wait for one slow socket; beyond, they are dropped and
-/// the client asks for the states that it wants.
+/// How many receipts and presence changes wait for one slow socket; beyond, they are left out, and it
+/// is told how many were.
 const EVENTS_WAITING: usize = 1024;
 
 /// What a socket is told besides its messages.
@@ -34,6 +34,24 @@ pub enum Event {
         /// Whether it is online now.
         online: bool,
     },
+    /// So many came faster than the socket took them, and are not told.
+    Missed {
+        /// Of receipts.
+        receipts: u64,
+        /// Of changes of presence.
+        presence: u64,
+    },
+}
+
+impl Event {
+    /// What is left out when this is.
+    fn missed(&self) -> (u64, u64) {
+        match *self {
+            Self::Receipt(_) => (1, 0),
+            Self::Presence { .. } => (0, 1),
+            Self::Missed { receipts, presence } => (receipts, presence),
+        }
+    }
 }
 
 /// All subscriptions of this replica.
@@ -54,7 +72,17 @@ struct Slot {
     news: Notify,
     has_grown: AtomicBool,
     // Not a channel, which takes a KiB of each socket before it holds anything.
-    events: Mutex<VecDeque<Arc<Event>>>,
+    events: Mutex<VecDeque<Queued>>,
+}
+
+/// What waits for one socket.
+enum Queued {
+    Event(Arc<Event>),
+    /// Here some were left out.
+    Missed {
+        receipts: u64,
+        presence: u64,
+    },
 }
 
 impl Slot {
@@ -65,17 +93,30 @@ impl Slot {
 
     fn tell(&self, event: &Arc<Event>) {
         {
-            let mut events = self.events();
-            // A full queue is a slow reader; its client asks for states when it is back.
-            if !self.is_socket || events.len() >= EVENTS_WAITING {
+            if !self.is_socket {
                 return;
             }
-            events.push_back(event.clone());
+            let mut events = self.events();
+            if events.len() < EVENTS_WAITING {
+                events.push_back(Queued::Event(event.clone()));
+            } else {
+                let (more_receipts, more_presence) = event.missed();
+                match events.back_mut() {
+                    Some(Queued::Missed { receipts, presence }) => {
+                        *receipts += more_receipts;
+                        *presence += more_presence;
+                    }
+                    _ => events.push_back(Queued::Missed {
+                        receipts: more_receipts,
+                        presence: more_presence,
+                    }),
+                }
+            }
         }
         self.news.notify_one();
     }
 
-    fn events(&self) -> std::sync::MutexGuard<'_, VecDeque<Arc<Event>>> {
+    fn events(&self) -> std::sync::MutexGuard<'_, VecDeque<Queued>> {
         self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -207,9 +248,13 @@ impl Subscription {
             if self.slot.has_grown.swap(false, Ordering::AcqRel) {
                 return None;
             }
-            let event = self.slot.events().pop_front();
-            if let Some(event) = event {
-                return Some(Arc::unwrap_or_clone(event));
+            let queued = self.slot.events().pop_front();
+            match queued {
+                Some(Queued::Event(event)) => return Some(Arc::unwrap_or_clone(event)),
+                Some(Queued::Missed { receipts, presence }) => {
+                    return Some(Event::Missed { receipts, presence });
+                }
+                None => {}
             }
             self.slot.news.notified().await;
         }
@@ -255,7 +300,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_hears_of_its_inbox_and_of_as_many_events_as_may_wait() {
+    async fn a_socket_hears_of_its_inbox_and_of_as_many_events_as_may_wait_and_how_many_did_not() {
         let subscribers = Subscribers::default();
         let alice = name("alice");
         let (socket, poll) = (subscribers.socket(alice.clone()), subscribers.poll(alice.clone()));
@@ -271,7 +316,12 @@ mod tests {
         for _ in 0..EVENTS_WAITING {
             assert_eq!(socket.next().await, Some(event.clone()));
         }
+        let missed = Event::Missed { receipts: 0, presence: EVENTS_WAITING as u64 };
+        assert_eq!(socket.next().await, Some(missed));
         assert_eq!(futures_util::FutureExt::now_or_never(socket.next()), None);
+        // Once there is room, all goes on.
+        subscribers.tell(&alice, &event);
+        assert_eq!(socket.next().await, Some(event));
     }
 
     #[tokio::test]
@@ -302,7 +352,7 @@ mod tests {
         assert!(socket.is_revoked());
         assert!(!subscribers.is_connected(&alice));
         while let Some(seen) = socket.next().await {
-            assert_eq!(seen, event);
+            assert!(seen == event || matches!(seen, Event::Missed { .. }), "{seen:?}");
         }
     }
 

@@ -347,9 +347,49 @@ async fn storage_is_counted_from_the_queues_before_anybody_is_refused() {
     database.owe("bob", "alice", 1).await;
     let full = reserve().await.unwrap_err();
     assert!(matches!(full, Full::Share { max_messages: 10, .. }), "{full}");
+    // Of many, those who have room are charged.
+    let both = ["bob".to_owned(), "dave".to_owned()];
+    let full = quotas.reserve(&both, "alice", 10).await.unwrap();
+    assert_eq!(full.iter().map(Full::recipient).collect::<Vec<_>>(), ["bob"]);
+    for _ in 1..10 {
+        assert_eq!(quotas.reserve(&both[1..], "alice", 10).await.unwrap(), []);
+    }
+    assert_eq!(quotas.reserve(&both[1..], "alice", 10).await.unwrap().len(), 1);
     assert_eq!(quotas.check_and_reserve("bob", "carol", 10, Origin::Known).await.unwrap(), Ok(()));
     quotas.release("bob", "alice", 1, 10);
     assert_eq!(reserve().await, Ok(()));
+    database.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_a_dead_process_had_claimed_is_due_again_at_once_and_counts_as_sent() {
+    let database = Database::start().await;
+    let now = database.clock.now();
+    // Claimed, given back for later, and stored at its recipient's gateway.
+    for (recipient, claimed, stage) in [("a@gw", true, 1), ("b@gw", false, 0), ("c@gw", true, 2)] {
+        sqlx::query(
+            "insert into outbox (message_id, sender, recipient, accepted_at, conversation, target, \
+             level, priority, size_bytes, stage, next_attempt_at, claimed, expires_at) \
+             values (gen_random_uuid(), 'alice', $1, $2, 0, 'gw', 0, 1, 1, $3, $4, $5, $6)",
+        )
+        .bind(recipient)
+        .bind(now)
+        .bind(stage as i16)
+        .bind(now + TimeDelta::seconds(45))
+        .bind(claimed)
+        .bind(now + TimeDelta::days(1))
+        .execute(&database.pool)
+        .await
+        .unwrap();
+    }
+    assert_eq!(database.store.release_claims(now).await.unwrap(), 1);
+    let due: Vec<(String, bool)> =
+        sqlx::query_as("select recipient, claimed from outbox where next_attempt_at <= $1")
+            .bind(now)
+            .fetch_all(&database.pool)
+            .await
+            .unwrap();
+    assert_eq!(due, [("a@gw".to_owned(), true)]);
     database.stop().await;
 }
 

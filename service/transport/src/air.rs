@@ -12,7 +12,7 @@ mod radio;
 mod scenario;
 mod server;
 
-pub use radio::AirRadio;
+pub use radio::{AirRadio, JoinError};
 pub use scenario::{Position, Scenario, ScenarioError, Station};
 pub use server::{AirCounters, AirServer};
 

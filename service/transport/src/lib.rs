@@ -21,7 +21,9 @@ use serde::Serialize;
 use thiserror::Error;
 use tokio::sync::watch;
 
-pub use air::{AirCounters, AirRadio, AirServer, Position, Scenario, ScenarioError, Station};
+pub use air::{
+    AirCounters, AirRadio, AirServer, JoinError, Position, Scenario, ScenarioError, Station,
+};
 pub use ble::{
     BLE_EVIDENCE, BleCounters, BleError, BleIdentity, BleOptions, BleTransport, FromPhone,
     HostedPeer, OpenAir, OpenRadio, OpenStreams, Phone, PhoneFile, PhonePin,

@@ -437,6 +437,13 @@ pub enum Frame {
         /// Whether it is there.
         online: bool,
     },
+    /// So many events were left out.
+    Missed {
+        /// Receipts.
+        receipts: u64,
+        /// Changes of presence.
+        presence: u64,
+    },
     /// The answer to a ping.
     Pong {
         /// Our mark.

@@ -179,6 +179,13 @@ impl Book {
                 self.owe_delivery(accepted_at, &message, key);
             }
         }
+        for failure in &submission.failures {
+            let (sender, id) = name.clone();
+            let key = Key { sender, id, target: failure.target.clone() };
+            if deliveries.insert(key.clone()) {
+                self.fail_at_once(accepted_at, &message, key, &failure.reason);
+            }
+        }
         let fingerprint = submission.fingerprint;
         self.messages.insert(name, Kept { message, accepted_at, fingerprint, deliveries });
         Accepted::New { accepted_at }
@@ -228,6 +235,20 @@ impl Book {
             self.attempts_due.insert((accepted_at, key.clone()));
         }
         self.insert(key, Delivery::new(message, accepted_at, part));
+    }
+
+    fn fail_at_once(&mut self, accepted_at: Time, message: &Arc<Message>, key: Key, reason: &str) {
+        let part = match &key.target {
+            Target::Local(_) => Part::Here(Here::default()),
+            Target::Remote(_) | Target::Group { .. } | Target::Broadcast(_) => {
+                Part::Away(Away::default())
+            }
+        };
+        let mut delivery = Delivery::new(message, accepted_at, part);
+        (delivery.status, delivery.ended) = (MessageStatus::Failed, true);
+        delivery.reason = Some(reason.to_owned());
+        self.ages.insert((accepted_at, key.clone()));
+        self.deliveries.insert(key, delivery);
     }
 
     fn insert(&mut self, key: Key, delivery: Delivery) {
@@ -328,7 +349,7 @@ impl Book {
         }
         let keys: Vec<_> = self.deliveries_of(&name).map(|(key, _)| key.clone()).collect();
         // What was for nobody has ended as it was accepted.
-        if keys.is_empty()
+        if self.deliveries_of(&name).all(|(_, delivery)| delivery.ended)
             || self.deliveries_of(&name).any(|(_, delivery)| delivery.may_have_left())
         {
             return Cancelled::TooLate;
@@ -1125,6 +1146,7 @@ impl Delivery {
     fn record(&self, key: &Key, for_sender: bool) -> DeliveryRecord {
         let attempts = match &self.part {
             _ if !for_sender => Vec::new(),
+            Part::Here(_) if self.status == MessageStatus::Failed => Vec::new(),
             Part::Here(_) => vec![Attempt {
                 transport: crate::LOCAL.into(),
                 started_at: self.accepted_at,

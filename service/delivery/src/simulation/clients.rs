@@ -103,7 +103,8 @@ impl World {
             is_brief,
             expires_at: message.expires_at,
         };
-        let submission = Submission { message, fingerprint: [1; 32], deliveries };
+        let submission =
+            Submission { message, fingerprint: [1; 32], deliveries, failures: Vec::new() };
         let forgets = self.fault == Fault::ForgetsWhatItAccepted && self.is_unlucky(5);
         if !forgets {
             let store = &self.nodes[node].store;

@@ -14,9 +14,9 @@ use rand::{Rng, RngExt};
 
 use super::{CONTRACT, LOST, NO_LIMIT, ONCE, ORDER, Run, Violation, ensure, gateways, peer, peers};
 use crate::{
-    Accepted, Attempt, AttemptResult, Cancelled, Claim, Content, InboxEntry, Message, Next,
-    ReceiptIn, Record, Settled, Store, Submission, Target, Time, Wishes, has_lane, may_follow,
-    message_status,
+    Accepted, Attempt, AttemptResult, Cancelled, Claim, Content, Failure, InboxEntry, Message,
+    Next, ReceiptIn, Record, Settled, Store, Submission, Target, Time, Wishes, has_lane,
+    may_follow, message_status,
 };
 
 /// An accepted message.
@@ -55,6 +55,8 @@ pub(super) struct Owed {
     pub(super) envelopes: Vec<[u8; 32]>,
     attempts: BTreeMap<(Time, String), Attempt>,
     lane_seq: Option<LaneSeq>,
+    /// It could not begin.
+    failed_at_once: bool,
 }
 
 impl Owed {
@@ -164,9 +166,10 @@ impl<S: Store> Run<'_, S> {
             ensure!(self, rises, CONTRACT, "accepted at {accepted_at}, the last at {last}");
         }
         let first = self.owed.len();
-        for target in &submission.deliveries {
+        let failures: Vec<_> = submission.failures.iter().map(|failure| &failure.target).collect();
+        for target in submission.deliveries.iter().chain(failures.iter().copied()) {
             let is_remote = matches!(target, Target::Remote(_) | Target::Group { .. });
-            self.owed.push(Owed {
+            let mut owed = Owed {
                 message: self.sent.len(),
                 sender: message.sender.peer.clone(),
                 id: message.id,
@@ -189,8 +192,16 @@ impl<S: Store> Run<'_, S> {
                 envelopes: Vec::new(),
                 attempts: BTreeMap::new(),
                 lane_seq: None,
-            });
-            self.summary.count(if is_remote { "owed elsewhere" } else { "owed here" });
+                failed_at_once: false,
+            };
+            if failures.contains(&target) {
+                owed.end(MessageStatus::Failed);
+                owed.failed_at_once = true;
+                self.summary.count("failed at once");
+            } else {
+                self.summary.count(if is_remote { "owed elsewhere" } else { "owed here" });
+            }
+            self.owed.push(owed);
         }
         let deliveries = (first..self.owed.len()).collect();
         self.sent.push(Sent { submission: submission.clone(), accepted_at, deliveries });
@@ -230,7 +241,19 @@ impl<S: Store> Run<'_, S> {
             min_anonymity: self.any_level(),
             wishes: Wishes::default(),
         };
-        Submission { message, fingerprint: self.rng.random(), deliveries }
+        let (failures, deliveries) = self.with_failures(deliveries);
+        Submission { message, fingerprint: self.rng.random(), deliveries, failures }
+    }
+
+    /// Now and then, some of many recipients cannot be served, but never all.
+    fn with_failures(&mut self, mut targets: Vec<Target>) -> (Vec<Failure>, Vec<Target>) {
+        if targets.len() < 2 || !self.chance(20) {
+            return (Vec::new(), targets);
+        }
+        let failing = self.rng.random_range(1..targets.len());
+        let reason = "storage is full".to_owned();
+        let failed = |target| Failure { target, reason: reason.clone() };
+        (targets.drain(..failing).map(failed).collect(), targets)
     }
 
     /// Now and then the id of somebody else's message: it is unique for each sender alone.
@@ -397,7 +420,8 @@ impl<S: Store> Run<'_, S> {
         let owed = || deliveries.iter().map(|index| &self.owed[*index]);
         // What was for nobody has ended as it was accepted.
         let has_left = deliveries.is_empty() || owed().any(Owed::has_surely_left);
-        let is_unclear = owed().any(|owed| owed.ended || owed.is_over(self.now))
+        let live = || owed().filter(|owed| !owed.failed_at_once);
+        let is_unclear = live().any(|owed| owed.ended || owed.is_over(self.now))
             || owed().any(|owed| owed.was_overtaken || !owed.open_claims.is_empty());
         let fits = match answer {
             Cancelled::Done => !has_left,
@@ -897,7 +921,9 @@ impl<S: Store> Run<'_, S> {
                 .map(|attempt| (attempt.started_at, attempt.transport.clone()))
                 .collect();
             let expected: BTreeSet<_> = match owed.target {
-                Target::Local(_) => BTreeSet::from([(sent.accepted_at, crate::LOCAL.into())]),
+                Target::Local(_) if !owed.failed_at_once => {
+                    BTreeSet::from([(sent.accepted_at, crate::LOCAL.into())])
+                }
                 _ => owed.attempts.keys().cloned().collect(),
             };
             ensure!(self, tried == expected, LOST, "{id} for {recipient} was tried {tried:?}");

@@ -47,6 +47,7 @@ fn the_memory_store_keeps_its_word() {
         "gap",
         "late",
         "receipt sent",
+        "failed at once",
         "owed to a group elsewhere",
         "lane of a group",
     ] {
@@ -106,10 +107,12 @@ enum Fault {
     ExpiresNothing,
     SkipsPositions,
     WakesTooLate,
+    OwesWhatFailed,
 }
 
 const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::LosesDeliveries, &[LOST]),
+    (Fault::OwesWhatFailed, &[LOST, CONTRACT]),
     (Fault::ShowsConfirmed, &[ONCE, CONTRACT]),
     (Fault::SwapsNeighbours, &[ORDER, ONCE]),
     (Fault::HoldsNothing, &[ORDER]),
@@ -171,6 +174,12 @@ impl Store for Faulty {
         let mut batch = batch.to_vec();
         if self.fails(Fault::LosesDeliveries) {
             batch[0].deliveries.clear();
+        }
+        if self.is(Fault::OwesWhatFailed) {
+            for submission in &mut batch {
+                let failures = submission.failures.drain(..).map(|failure| failure.target);
+                submission.deliveries.extend(failures);
+            }
         }
         let mut answers = self.store.accept(now, &batch).await?;
         for (submission, answer) in batch.iter_mut().zip(&mut answers) {

@@ -76,24 +76,52 @@ fn with_reason(line: String, value: &Value) -> String {
     }
 }
 
-/// Any JSON as indented lines.
+/// Any JSON as lines of a name and what it is, the names of one object under each other.
 fn outline(value: &Value, depth: usize) -> String {
     let indent = "  ".repeat(depth);
     match value {
-        Value::Object(members) => members
+        Value::Object(members) => {
+            let width = members.keys().map(|name| name.chars().count()).max().unwrap_or_default();
+            members
+                .iter()
+                .map(|(name, value)| {
+                    let name = printable(name).replace('_', " ");
+                    match inline(value) {
+                        Some(text) => format!("{indent}{name:width$}  {text}\n"),
+                        None => format!("{indent}{name}\n{}", outline(value, depth + 1)),
+                    }
+                })
+                .collect()
+        }
+        Value::Array(items) => items
             .iter()
-            .map(|(name, value)| match value {
-                Value::Object(_) | Value::Array(_) => {
-                    format!("{indent}{}:\n{}", printable(name), outline(value, depth + 1))
+            .map(|item| match inline(item) {
+                Some(text) => format!("{indent}- {text}\n"),
+                // The mark takes the place of the first line's indentation.
+                None => {
+                    let lines = outline(item, depth + 1);
+                    format!("{indent}- {}", lines.trim_start())
                 }
-                _ => format!("{indent}{}: {}", printable(name), outline(value, 0)),
             })
             .collect(),
-        Value::Array(items) => {
-            items.iter().map(|item| format!("{indent}-\n{}", outline(item, depth + 1))).collect()
+        other => format!("{indent}{}\n", inline(other).unwrap_or_default()),
+    }
+}
+
+/// What fits on the line of its name.
+fn inline(value: &Value) -> Option<String> {
+    match value {
+        Value::Null => Some("none".to_owned()),
+        Value::Bool(true) => Some("yes".to_owned()),
+        Value::Bool(false) => Some("no".to_owned()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::String(text) => Some(printable(text)),
+        Value::Array(items) if items.is_empty() => Some("none".to_owned()),
+        Value::Array(items) if !items.iter().any(|item| item.is_object() || item.is_array()) => {
+            Some(items.iter().filter_map(inline).collect::<Vec<_>>().join(", "))
         }
-        Value::String(text) => format!("{indent}{}\n", printable(text)),
-        other => format!("{indent}{other}\n"),
+        Value::Object(members) if members.is_empty() => Some("none".to_owned()),
+        Value::Array(_) | Value::Object(_) => None,
     }
 }
 
@@ -120,10 +148,23 @@ mod tests {
 
     #[test]
     fn the_gateways_state_is_outlined_whatever_it_holds() {
-        let status = json!({"queues": {"depth": 3}, "transports": [{"name": "ble"}], "up": true});
-        assert_eq!(
-            outline(&status, 0),
-            "queues:\n  depth: 3\ntransports:\n  -\n    name: ble\nup: true\n"
-        );
+        let status = json!({
+            "draining": false, "sends_waiting": 0, "transports": ["ble", "mesh"], "held": [],
+            "queues": {"depth": 3}, "links": [{"name": "a", "rtt_ms": 4}, {"name": "b"}],
+        });
+        let lines = [
+            "draining       no",
+            "held           none",
+            "links",
+            "  - name    a",
+            "    rtt ms  4",
+            "  - name  b",
+            "queues",
+            "  depth  3",
+            "sends waiting  0",
+            "transports     ble, mesh",
+        ];
+        let told = outline(&status, 0);
+        assert_eq!(told.lines().collect::<Vec<_>>(), lines);
     }
 }

@@ -11,7 +11,10 @@ use axum::{
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::http::error::ApiError;
+use crate::http::{
+    error::ApiError,
+    wording::{self, clip},
+};
 
 /// A JSON body. Syntax errors are 400, wrong types and missing fields 422, other media types 415,
 /// too large 413.
@@ -31,9 +34,9 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
         let bytes = body(request, state).await?;
         parse(&bytes).map(Self).map_err(|rejection| match rejection {
             JsonRejection::JsonDataError(error) => {
-                ApiError::invalid("body", clip(&error.body_text()))
+                ApiError::invalid("body", wording::json(&error.body_text()))
             }
-            other => ApiError::bad_request(clip(&other.body_text())),
+            other => ApiError::bad_request(wording::json(&other.body_text())),
         })
     }
 }
@@ -115,7 +118,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for LenientJson<T> {
         let bytes = body(request, state).await?;
         parse(&bytes)
             .map(Self)
-            .map_err(|rejection| ApiError::invalid("body", clip(&rejection.body_text())))
+            .map_err(|rejection| ApiError::invalid("body", wording::json(&rejection.body_text())))
     }
 }
 
@@ -130,7 +133,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T>
         match axum::extract::Path::<T>::from_request_parts(parts, state).await {
             Ok(axum::extract::Path(value)) => Ok(Self(value)),
             Err(PathRejection::FailedToDeserializePathParams(error)) => {
-                Err(ApiError::invalid("path", clip(&error.body_text())))
+                Err(ApiError::invalid("path", wording::parameters(&error.body_text())))
             }
             Err(error) => Err(ApiError::bad_request(clip(&error.body_text()))),
         }
@@ -148,19 +151,10 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
         match axum::extract::Query::<T>::from_request_parts(parts, state).await {
             Ok(axum::extract::Query(value)) => Ok(Self(value)),
             Err(QueryRejection::FailedToDeserializeQueryString(error)) => {
-                Err(ApiError::invalid("query", clip(&error.body_text())))
+                Err(ApiError::invalid("query", wording::parameters(&error.body_text())))
             }
             Err(error) => Err(ApiError::bad_request(clip(&error.body_text()))),
         }
-    }
-}
-
-/// Parser messages can quote what they were given; a caller needs no echo of two megabytes.
-fn clip(text: &str) -> String {
-    const LIMIT: usize = 300;
-    match text.char_indices().nth(LIMIT) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
     }
 }
 

@@ -307,6 +307,7 @@ pub(super) async fn read(
 
 /// What an upload begins with.
 #[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct CreateFile {
     /// What the file is called; any text, never used as a path.
     #[schema(min_length = 1, max_length = 255, pattern = r"^[^\u0000]+$", example = "map.pdf")]

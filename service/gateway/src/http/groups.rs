@@ -360,6 +360,7 @@ pub(super) async fn remove_member(
 
 /// What a new group starts with.
 #[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct CreateGroup {
     /// What people call it.
     #[schema(min_length = 1, max_length = 255, pattern = r"^[^\u0000]+$", example = "Hikers")]
@@ -392,6 +393,7 @@ pub(super) struct PeerName(String);
 
 /// Who is to belong to a group.
 #[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct AddGroupMember {
     /// A peer of this gateway, or `peer@gateway`.
     #[schema(
@@ -408,6 +410,7 @@ pub(super) struct AddGroupMember {
 
 /// What a member may do from now on.
 #[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct ChangeGroupRole {
     /// The new role.
     #[schema(example = "moderator")]

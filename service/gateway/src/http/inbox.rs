@@ -343,6 +343,7 @@ impl From<InboxEntry> for InboxMessage {
 
 /// What is confirmed: either all up to a position, or single messages.
 #[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 #[schema(example = json!({"up_to": 12}))]
 pub struct Confirmation {
     /// Everything shown up to this position.

@@ -30,7 +30,7 @@ use crate::{
         submit::{Draft, LONGEST_BROADCAST_TTL, MAX_FILES, Submitted, check_ttl, submit},
     },
     inbox::groups::RESERVED,
-    store::{conversation, group_inbound::GroupWord, status_of},
+    store::{conversation, group_inbound::GroupWord, may_be_known, status_of},
 };
 
 /// The most content of one message, in bytes.
@@ -48,7 +48,9 @@ pub fn routes() -> OpenApiRouter<Gateway> {
 /// Send a message.
 ///
 /// Once this returns, the message survives a crash and is retried until it is delivered or its
-/// time is over. Repeating the request under the same `message_id` is harmless.
+/// time is over. Repeating the request under the same `message_id` is harmless. Of several
+/// recipients those whose storage is full miss the message: their delivery is `failed`, with the
+/// reason. Where all are full, it is refused (507).
 #[utoipa::path(
     post,
     path = "/v1/messages",
@@ -212,9 +214,7 @@ pub(super) fn is_shown(peer: &PeerId, record: &Record) -> bool {
         return false;
     }
     is_sender(peer, record)
-        || own_delivery(peer, record).is_some_and(|delivery| {
-            !matches!(delivery.status, MessageStatus::Pending | MessageStatus::Cancelled)
-        })
+        || own_delivery(peer, record).is_some_and(|delivery| may_be_known(delivery.status))
 }
 
 pub(super) fn is_sender(peer: &PeerId, record: &Record) -> bool {

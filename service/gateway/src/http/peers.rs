@@ -549,6 +549,7 @@ async fn own_token(
 
 /// A peer that wants to register.
 #[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct RegisterPeer {
     /// The name. Reserved are `broadcast`, 16 or 32 hex digits, and what begins with `group:`.
     #[schema(max_length = 128, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$", example = "alice")]
@@ -614,6 +615,7 @@ impl RegisterPeer {
 
 /// Settings to change; what is not given stays.
 #[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct UpdatePeer {
     /// A name for people; the empty text takes it away.
     #[schema(max_length = 100, pattern = r"^[^\u0000]*$", example = "Alice")]
@@ -858,6 +860,7 @@ pub struct RenewalNonce {
 
 /// The proof that a peer's key is at hand.
 #[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct RenewToken {
     /// From `renew-nonce`.
     #[schema(max_length = 200)]
@@ -887,6 +890,7 @@ pub struct SocketTicket {
 
 /// An invite to make.
 #[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct CreateInvite {
     /// What it is for; shown to nobody.
     #[schema(max_length = 200, pattern = r"^[^\u0000]*$", example = "the Sunday hikers")]

@@ -1,7 +1,11 @@
 //! The one way a message enters the gateway, whatever the surface.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, TimeDelta, Utc};
-use fieldpost_delivery::{Accepted, Content, MAX_RECIPIENTS, Message, Submission, Target, Wishes};
+use fieldpost_delivery::{
+    Accepted, Content, Failure, MAX_RECIPIENTS, Message, Settled, Submission, Target, Wishes,
+};
 use fieldpost_envelope::{
     AnonymityLevel, GroupId, MessageId, MessageStatus, PeerAddress, PeerId, Priority, Recipient,
 };
@@ -21,6 +25,7 @@ use crate::{
         quota::Full,
         remote_groups::{Membership, RemoteGroup},
     },
+    subscribers::Event,
 };
 
 /// The longest time to live, in seconds: 30 days.
@@ -195,11 +200,11 @@ async fn accept(
     take(gateway, sender, submission).await
 }
 
-/// Reserves room, accepts, and counts.
+/// Reserves room, accepts, and counts. Who of many has no room misses the message alone.
 async fn take(
     gateway: &Gateway,
     sender: &PeerId,
-    submission: Submission,
+    mut submission: Submission,
 ) -> Result<Submitted, ApiError> {
     let (id, expires_at) = (submission.message.id, submission.message.expires_at);
     let to = submission.message.to.clone();
@@ -207,15 +212,17 @@ async fn take(
         Recipient::Group { id, home: None } => Some(id.clone()),
         _ => None,
     };
-    let locals: Vec<PeerId> = submission.deliveries.iter().filter_map(local).cloned().collect();
-    let names: Vec<String> = submission.deliveries.iter().map(Target::recipient).collect();
+    let asked: Vec<String> = submission.deliveries.iter().map(Target::recipient).collect();
     let size = submission.message.content.bytes.len() as u64;
     let name = sender.as_str();
-    gateway
-        .quotas
-        .reserve(&names, name, size)
-        .await?
-        .map_err(|full: Full| ApiError::storage_full(full.to_string()))?;
+    let full = gateway.quotas.reserve(&asked, name, size).await?;
+    if let Some(first) = full.first().filter(|_| full.len() == asked.len()) {
+        return Err(ApiError::storage_full(first.to_string()));
+    }
+    fail_full(&mut submission, &full);
+    let failures = submission.failures.clone();
+    let locals: Vec<PeerId> = submission.deliveries.iter().filter_map(local).cloned().collect();
+    let names: Vec<String> = submission.deliveries.iter().map(Target::recipient).collect();
     let give_back = || {
         names.iter().for_each(|recipient| gateway.quotas.release(recipient, name, 1, size));
     };
@@ -227,6 +234,17 @@ async fn take(
             locals.iter().for_each(|peer| gateway.store.count_received(peer));
             if let Some(group) = group {
                 count_group_message(gateway, group, sender, accepted_at).await;
+            }
+            for Failure { target, reason } in failures {
+                let settled = Settled {
+                    id,
+                    sender: PeerAddress::local(sender.clone()),
+                    recipient: target.recipient(),
+                    status: MessageStatus::Failed,
+                    at: accepted_at,
+                    reason: Some(reason),
+                };
+                gateway.subscribers.tell(sender, &Event::Receipt(settled));
             }
             let status = match names.is_empty() {
                 // A broadcast that nobody was there for has ended.
@@ -250,6 +268,20 @@ async fn take(
             Err(refusal(&error))
         }
     }
+}
+
+/// Turns the deliveries to those whose storage is full into failures.
+fn fail_full(submission: &mut Submission, full: &[Full]) {
+    if full.is_empty() {
+        return;
+    }
+    let full: HashMap<&str, &Full> = full.iter().map(|full| (full.recipient(), full)).collect();
+    submission.deliveries.retain(|target| {
+        let Some(full) = full.get(target.recipient().as_str()) else { return true };
+        let reason = full.to_string();
+        submission.failures.push(Failure { target: target.clone(), reason });
+        false
+    });
 }
 
 fn local(target: &Target) -> Option<&PeerId> {
@@ -546,6 +578,7 @@ fn submission(
         },
         fingerprint,
         deliveries,
+        failures: Vec::new(),
     }
 }
 

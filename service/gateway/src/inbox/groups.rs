@@ -46,10 +46,17 @@ pub(super) async fn take_for_group(
         }
         _ => Vec::new(),
     };
-    if let Err(full) = gateway.quotas.reserve(&names, &sender, size).await? {
-        tracing::debug!(%full, "a message to a group found no room");
-        return refuse(gateway, arrival, envelope, "a member's storage is full").await;
+    let full: Vec<String> = gateway
+        .quotas
+        .reserve(&names, &sender, size)
+        .await?
+        .iter()
+        .map(|full| full.recipient().to_owned())
+        .collect();
+    if !full.is_empty() {
+        tracing::debug!(members = full.len(), "a message to a group found no room at some");
     }
+    let reserved = || names.iter().filter(|name| !full.contains(name));
     let inbound = GroupInbound {
         message: &message,
         group,
@@ -62,11 +69,13 @@ pub(super) async fn take_for_group(
         transport: arrival.transport,
         original,
         files: &files.remote,
+        full_for: &full,
+        has_room: names.is_empty() || full.len() < names.len(),
     };
     let now = gateway.clock.now();
     let received = gateway.store.receive_for_group(now, &inbound, gateway.config.order_wait).await;
     if !matches!(&received, Ok(GroupReceived { taken: GroupTaken::Done, .. })) {
-        names.iter().for_each(|name| gateway.quotas.release(name, &sender, 1, size));
+        reserved().for_each(|name| gateway.quotas.release(name, &sender, 1, size));
     }
     let received = received?;
     announce(gateway, &received);
@@ -102,18 +111,21 @@ pub(super) async fn take_for_member(
     let is_homes_own = envelope.sender.gateway == Some(arrival.signer);
     let ends = is_homes_own
         && matches!(envelope.content.message_type.as_deref(), Some(GROUP_REMOVED | GROUP_CLOSED));
-    let is_wanted = if ends && gateway.store.knows_group(&recipient, &group).await? {
-        gateway.store.end_consent(&recipient, &group, None).await?;
-        true
-    } else {
-        gateway.store.has_joined(&recipient, &group).await?
+    let is_wanted = match ends {
+        true => gateway.store.knows_group(&recipient, &group).await?,
+        false => gateway.store.has_joined(&recipient, &group).await?,
     };
     let is_own = envelope.sender == PeerAddress::remote(recipient.clone(), arrival.own);
     if !is_wanted || is_own {
         let reason = format!("{recipient} has not joined group {id} of that gateway");
         return refuse(gateway, arrival, envelope, &reason).await;
     }
-    take_for(gateway, arrival, envelope, recipient).await
+    let outcome = take_for(gateway, arrival, envelope, recipient.clone()).await?;
+    // A copy of it may come when the peer has been asked and has accepted again.
+    if ends && outcome == Outcome::Stored {
+        gateway.store.end_consent(&recipient, &group, None).await?;
+    }
+    Ok(outcome)
 }
 
 /// Remembers an invitation that has been stored as a message; it is only good for a group of the

@@ -10,6 +10,9 @@ use fieldpost_envelope::{AnonymityLevel, GatewayId, ReceiptKind};
 
 use crate::store::{Store, batches::Question, warm::WarmConnections, words};
 
+/// How the reason of what nothing leads to begins, as [`Store::strand`] writes it.
+pub(super) const OUT_OF_REACH: &str = "out of reach";
+
 /// How many rows wait in the queues, each counted up to [`QueueDepths::MOST`].
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct QueueDepths {

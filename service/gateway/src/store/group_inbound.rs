@@ -8,6 +8,9 @@
 //! A message is `stored` when it waits, and `delivered` when it has been fanned out. What an invited peer
 //! sent out of turn waits for its consent, as long as it lives and the invitation stands; without one it is
 //! refused although it was stored.
+//!
+//! Of what is dismissed nothing is kept but, where its sender once belonged here, its place in the lane: what
+//! they say after they have come back may name it as a predecessor.
 
 mod answers;
 mod fan_out;
@@ -23,7 +26,7 @@ use sqlx::PgConnection;
 
 use self::{
     answers::{Receipts, owe},
-    kept::{Kept, renew},
+    kept::{Kept, keep_place, renew},
     lane::{Lane, Turn},
     standing::{Standing, accept, dismissal, no_invitation, not_a_member, part, standing},
 };
@@ -59,6 +62,10 @@ pub struct GroupInbound<'a> {
     pub original: &'a [u8],
     /// The files that come with it, as the members here will see them.
     pub files: &'a [RemoteFile],
+    /// The members whose storage is full: they miss it.
+    pub full_for: &'a [String],
+    /// False when that is all of them.
+    pub has_room: bool,
 }
 
 /// What is said to a group.
@@ -140,15 +147,17 @@ impl Store {
         }
         let known = renew(&mut transaction, inbound, group, &sender).await?;
         let standing = standing(&mut transaction, group, &sender, now).await?;
-        // Nothing is kept of strangers, not even their lanes.
-        if known.is_none()
-            && let Some((word, reason)) = dismissal(inbound, standing)
-        {
-            let taken = if reason.is_some() { GroupTaken::Refused } else { GroupTaken::Done };
+        let dismissal = known.is_none().then(|| dismissal(inbound, standing)).flatten();
+        if let Some((word, reason)) = &dismissal {
+            outcome.taken = if reason.is_some() { GroupTaken::Refused } else { GroupTaken::Done };
             owe(&mut transaction, now, &inbound.receipts(), word, reason.as_deref()).await?;
-            transaction.commit().await?;
-            return Ok(GroupReceived { taken, ..outcome });
+            // Nothing is kept of strangers, not even their lanes.
+            if standing == Standing::Stranger {
+                transaction.commit().await?;
+                return Ok(outcome);
+            }
         }
+        let is_new = known.is_none() && dismissal.is_none();
         let level = words::level_number(inbound.message.min_anonymity);
         let mut lane = match inbound.lane_seq {
             Some(_) => Some(Lane::lock(&mut transaction, group, &sender, level).await?),
@@ -164,11 +173,13 @@ impl Store {
                 owe(&mut transaction, now, &inbound.receipts(), word, None).await?;
             }
             None => {
-                let at = self.acceptance_time(now);
-                let waits = lane.is_some();
-                let until = waits.then(|| (now + order_wait).min(inbound.message.expires_at));
-                let is_member = standing == Standing::Member;
-                self.keep(&mut transaction, inbound, at, until, is_member).await?;
+                if is_new {
+                    let at = self.acceptance_time(now);
+                    let waits = lane.is_some();
+                    let until = waits.then(|| (now + order_wait).min(inbound.message.expires_at));
+                    let is_member = standing == Standing::Member;
+                    self.keep(&mut transaction, inbound, at, until, is_member).await?;
+                }
                 if let (Some(lane), Some(seq)) = (&mut lane, inbound.lane_seq) {
                     let after = known_after(&lane.held, seq, inbound.after);
                     lane.held.push(Held { lane_seq: seq, id: inbound.message.id, after });
@@ -177,20 +188,28 @@ impl Store {
         }
         let turns = match &mut lane {
             Some(lane) => lane.release(&mut transaction, None).await?,
-            None if known.is_none() => vec![Turn::unordered(inbound.message.id)],
+            None if is_new => vec![Turn::unordered(inbound.message.id)],
             None => Vec::new(),
         };
+        if dismissal.is_some()
+            && let Some(place) = lane.as_ref().and_then(|lane| lane.place_of(inbound.message.id))
+        {
+            keep_place(&mut transaction, now, inbound, place, now + order_wait).await?;
+        }
         let mut had_its_turn = false;
         for turn in turns {
             let is_this = turn.id == inbound.message.id;
+            if is_this && dismissal.is_some() {
+                continue;
+            }
             let done = self.take_effect(&mut transaction, now, group, &sender, turn).await?;
-            if is_this && known.is_none() {
+            if is_this && is_new {
                 had_its_turn = true;
                 outcome.taken = if done.is_some() { GroupTaken::Done } else { GroupTaken::Refused };
             }
             outcome.add(done.unwrap_or_default());
         }
-        if known.is_none() && !had_its_turn {
+        if is_new && !had_its_turn {
             outcome.taken = GroupTaken::Held;
             owe(&mut transaction, now, &inbound.receipts(), "stored", None).await?;
         }
@@ -266,7 +285,7 @@ impl Store {
             update group_inbound set release_at = null
             where message_id = $1 and sender = $2 and group_id = $3
             returning message_id, kind, accepted_at, conversation, digest, gateway, transport,
-                      level, was_member, priority, expires_at, size_bytes, file_ids
+                      level, was_member, priority, expires_at, size_bytes, file_ids, full_for
             "#,
             turn.id.0,
             sender,
@@ -274,6 +293,10 @@ impl Store {
         )
         .fetch_one(&mut *connection)
         .await?;
+        if kept.is_place() {
+            kept.forget(connection, group, sender).await?;
+            return Ok(Some(Effect::default()));
+        }
         let receipts = Receipts {
             digest: kept.digest.clone(),
             gateway: kept.gateway.clone(),

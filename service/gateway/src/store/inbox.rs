@@ -1,6 +1,8 @@
 //! Storing what comes from elsewhere, and ending what is over.
 
-use fieldpost_delivery::{Correspondent, Held, Inbound, Progress, Settled, Time, release};
+use fieldpost_delivery::{
+    Correspondent, Held, Inbound, Progress, Settled, Time, known_after, pass_over, release,
+};
 use fieldpost_envelope::{LaneSeq, MessageId, MessageStatus, PeerId, Recipient};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -171,6 +173,56 @@ impl Store {
         grown.sort();
         grown.dedup();
         Ok(grown)
+    }
+}
+
+impl Store {
+    /// Moves the lane of a message on that found no room, so that what follows does not wait for it;
+    /// nothing else is kept of it. Only with `may_begin` is a lane begun for it.
+    pub async fn pass_refused(
+        &self,
+        now: Time,
+        inbound: &Inbound,
+        may_begin: bool,
+    ) -> sqlx::Result<()> {
+        let (Some(seq), Some(gateway)) = (inbound.lane_seq, inbound.signer()) else {
+            return Ok(());
+        };
+        let message = &inbound.message;
+        let (sender, recipient) = (message.sender.to_string(), inbound.recipient.to_string());
+        let (gateway, level) = (gateway.to_string(), words::level_number(message.min_anonymity));
+        let mut transaction = self.pool.begin().await?;
+        let asked = sqlx::query!(
+            r#"
+            select exists (
+                       select from lane_in where sender = $1 and recipient = $2 and level = $3
+                   ) as "has_begun!",
+                   exists (
+                       select from inbound
+                       where message_id = $4 and sender = $5 and recipient = $2
+                   ) as "is_known!"
+            "#,
+            lane_name(&sender, &gateway),
+            recipient,
+            level,
+            message.id.0,
+            sender,
+        )
+        .fetch_one(&mut *transaction)
+        .await?;
+        // A copy of what was stored has its place already.
+        if asked.is_known || !(asked.has_begun || may_begin) {
+            return Ok(());
+        }
+        let mut lane = Lane::named(&mut transaction, sender, gateway, recipient, level).await?;
+        pass_over(&mut lane.held, seq, inbound.after);
+        let after = known_after(&lane.held, seq, inbound.after);
+        lane.held.push(Held { lane_seq: seq, id: message.id, after });
+        lane.release(&mut transaction, None, || self.acceptance_time(now)).await?;
+        if self.announces {
+            self.announce(&mut transaction, &[lane.recipient]).await?;
+        }
+        transaction.commit().await
     }
 }
 

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::store::{Store, content, words};
+use crate::store::{Store, content, federation::OUT_OF_REACH, words};
 
 /// A page ends with the message that takes it over so many bytes of content.
 const PAGE_BYTES: i64 = 32 << 20;
@@ -96,6 +96,9 @@ impl Store {
                 }
             };
             rows.insert_outbox(&mut transaction, &fresh).await?;
+            if !rows.failed.recipient.is_empty() {
+                rows.insert_failures(&mut transaction, &fresh).await?;
+            }
             if !rows.contact_peer.is_empty() {
                 rows.insert_contacts(&mut transaction).await?;
             }
@@ -229,6 +232,19 @@ impl Store {
         let Some(recipients) = recipients else {
             return Ok(Cancelled::TooLate);
         };
+        // What could not begin when it was accepted has not left either.
+        let failed_at_once = sqlx::query_scalar!(
+            r#"
+            select count(*) as "count!" from delivery
+            where accepted_at = $1 and message_id = $2 and sender = $3
+              and status = 'failed' and at = accepted_at
+            "#,
+            filed.accepted_at,
+            id.0,
+            sender.as_str(),
+        )
+        .fetch_one(&mut *transaction)
+        .await?;
         let waiting = sqlx::query_scalar!(
             r#"
             with shown as (
@@ -256,7 +272,8 @@ impl Store {
         )
         .fetch_all(&mut *transaction)
         .await?;
-        if waiting.len() < recipients.len() || recipients.is_empty() {
+        let unaccounted = recipients.len() - waiting.len().min(recipients.len());
+        if waiting.is_empty() || unaccounted as i64 > failed_at_once {
             transaction.rollback().await?;
             return Ok(Cancelled::TooLate);
         }
@@ -299,9 +316,7 @@ impl Store {
                 record.deliveries.retain(|delivery| delivery.recipient == caller.as_str());
                 // Somebody else's message, a delivery withdrawn before it was shown, or one that
                 // has ended before it was: not this caller's to know.
-                if record.deliveries.iter().any(|delivery| {
-                    !matches!(delivery.status, MessageStatus::Pending | MessageStatus::Cancelled)
-                }) {
+                if record.deliveries.iter().any(|delivery| may_be_known(delivery.status)) {
                     record.deliveries.iter_mut().for_each(|delivery| delivery.attempts.clear());
                     records.push(record);
                 }
@@ -360,7 +375,8 @@ impl Store {
                    i.seq, (i.recipient is not null) as "in_inbox!", i.expires_at as "inbox_expiry?",
                    o.stage as "stage?", o.waits_for, o.expires_at as "outbox_expiry?",
                    d.status as "status?", d.at as "at?", d.reason,
-                   b.release_at as "held_until?",
+                   b.release_at as "held_until?", g.heard_at as "heard_at?",
+                   p.gateway is not null as "is_pinned!",
                    exists (
                        select from awaited w
                        where (w.message_id, w.sender, w.peer)
@@ -374,6 +390,10 @@ impl Store {
                  = (a.recipient, coalesce(b.position, a.accepted_at), a.message_id, a.sender)
             left join outbox o
                 on (o.message_id, o.sender, o.recipient) = (a.message_id, a.sender, a.recipient)
+            left join remote_gateway g on g.gateway = o.target
+            left join pin p
+                on (p.sender, p.peer, p.gateway)
+                 = (a.sender, split_part(a.recipient, '@', 1), o.target)
             left join delivery d
                 on (d.message_id, d.sender, d.recipient, d.accepted_at)
                  = (a.message_id, a.sender, a.recipient, a.accepted_at)
@@ -406,7 +426,13 @@ impl Store {
                     (MessageStatus::Pending, Some("waits for the recipient's client".to_owned()))
                 }
                 None if state.stage.is_some_and(|stage| stage > 0) => (MessageStatus::Sent, None),
-                None if state.stage.is_some() => (MessageStatus::Pending, state.waits_for),
+                None if state.stage.is_some() => {
+                    let absence = Absence {
+                        heard_at: state.heard_at,
+                        pinned: state.is_pinned.then_some(state.recipient.as_str()),
+                    };
+                    (MessageStatus::Pending, state.waits_for.map(|reason| absence.add(reason, now)))
+                }
                 None if state.held_until.is_some() => {
                     (MessageStatus::Pending, Some("waits for its predecessor".to_owned()))
                 }
@@ -434,7 +460,8 @@ impl Store {
             own.sort_by(|a, b| a.recipient.cmp(&b.recipient));
             if with_attempts && !row.sender.contains('@') {
                 for delivery in own.iter_mut().filter(|delivery| is_local(&delivery.recipient)) {
-                    if delivery.attempts.is_empty() {
+                    let has_begun = delivery.status != MessageStatus::Failed;
+                    if delivery.attempts.is_empty() && has_begun {
                         delivery.attempts.push(Attempt::local(accepted_at));
                     }
                 }
@@ -640,6 +667,51 @@ pub fn status_of(record: &Record) -> MessageStatus {
     message_status(record.deliveries.iter().map(|delivery| delivery.status))
 }
 
+/// What is known of the gateway that a delivery waits for.
+struct Absence<'a> {
+    heard_at: Option<Time>,
+    /// The recipient, if its bare name was pinned to that gateway.
+    pinned: Option<&'a str>,
+}
+
+/// A gateway that is out of reach and has been silent for so long is likely to be away for good.
+const LONG_SILENCE: TimeDelta = TimeDelta::minutes(10);
+
+impl Absence<'_> {
+    /// Adds to the reason why a delivery waits for how long its gateway has been silent, and what its
+    /// sender can do if the name lives elsewhere by now.
+    fn add(&self, reason: String, now: Time) -> String {
+        if !reason.starts_with(OUT_OF_REACH) {
+            return reason;
+        }
+        let silence = match self.heard_at {
+            Some(heard_at) if now - heard_at < LONG_SILENCE => return reason,
+            Some(heard_at) => {
+                format!("its gateway was last heard at {}", heard_at.format("%Y-%m-%d %H:%M UTC"))
+            }
+            None if self.pinned.is_none() => return reason,
+            None => "its gateway is not remembered any more".to_owned(),
+        };
+        let pin = match self.pinned {
+            Some(recipient) => {
+                let name = recipient.split('@').next().unwrap_or(recipient);
+                format!(
+                    "; the name {name} has led there since you first used it: if it lives elsewhere \
+                     now, DELETE /v1/pins/{name}, and write again"
+                )
+            }
+            None => String::new(),
+        };
+        format!("{reason}; {silence}{pin}")
+    }
+}
+
+/// Whether a recipient on this gateway may know of a message that stands so for it: what it has not
+/// been shown may still be withdrawn, and what failed here never came to it.
+pub fn may_be_known(status: MessageStatus) -> bool {
+    !matches!(status, MessageStatus::Pending | MessageStatus::Cancelled | MessageStatus::Failed)
+}
+
 /// The number under which a talk is filed: of two peers, of a group, or of all broadcasts.
 pub fn conversation(sender: &PeerAddress, to: &Recipient) -> i64 {
     let ends = match to {
@@ -751,6 +823,15 @@ struct Owed {
     expires_at: Time,
 }
 
+/// Deliveries that cannot begin, as columns.
+#[derive(Default)]
+struct Failed {
+    /// Which message, from 0.
+    message: Vec<usize>,
+    recipient: Vec<String>,
+    reason: Vec<String>,
+}
+
 /// A batch as columns, for `unnest`.
 #[derive(Default)]
 struct Rows {
@@ -772,6 +853,7 @@ struct Rows {
     /// Which message, from 1.
     inbox_message: Vec<i32>,
     outbox: Vec<Owed>,
+    failed: Failed,
     contact_peer: Vec<String>,
     contact_other: Vec<String>,
     contact_conversation: Vec<i64>,
@@ -814,6 +896,16 @@ impl Rows {
                 }
             }
         }
+        for failure in &submission.failures {
+            let recipient = failure.target.recipient();
+            if !recipients.is_empty() {
+                recipients.push(' ');
+            }
+            recipients.push_str(&recipient);
+            self.failed.message.push(self.message_id.len());
+            self.failed.recipient.push(recipient);
+            self.failed.reason.push(failure.reason.clone());
+        }
         self.carries_files |= !message.content.file_ids.is_empty();
         self.message_id.push(message.id.0);
         self.sender.push(sender);
@@ -842,7 +934,10 @@ impl Rows {
 
     /// Whether one statement does it all.
     fn is_plain(&self) -> bool {
-        self.outbox.is_empty() && self.contact_peer.is_empty() && !self.carries_files
+        self.outbox.is_empty()
+            && self.failed.recipient.is_empty()
+            && self.contact_peer.is_empty()
+            && !self.carries_files
     }
 
     /// Takes up the messages, by number, whose sender and recipient had not met before.
@@ -1060,6 +1155,37 @@ impl Rows {
         .map(drop)
     }
 
+    /// Records what could not begin; `at` is when it was accepted.
+    async fn insert_failures(
+        &self,
+        connection: &mut PgConnection,
+        fresh: &HashMap<(Uuid, String), Time>,
+    ) -> sqlx::Result<()> {
+        let failed: Vec<usize> = (0..self.failed.message.len())
+            .filter(|index| {
+                let message = self.failed.message[*index];
+                fresh.contains_key(&(self.message_id[message], self.sender[message].clone()))
+            })
+            .collect();
+        let message = |index: &usize| self.failed.message[*index];
+        sqlx::query!(
+            r#"
+            insert into delivery (accepted_at, message_id, sender, recipient, status, at, reason)
+            select accepted_at, message_id, sender, recipient, 'failed', accepted_at, reason
+            from unnest($1::timestamptz[], $2::uuid[], $3::text[], $4::text[], $5::text[])
+                as failed (accepted_at, message_id, sender, recipient, reason)
+            "#,
+            &failed.iter().map(|at| self.accepted_at[message(at)]).collect::<Vec<_>>(),
+            &failed.iter().map(|at| self.message_id[message(at)]).collect::<Vec<_>>(),
+            &failed.iter().map(|at| self.sender[message(at)].clone()).collect::<Vec<_>>(),
+            &failed.iter().map(|at| self.failed.recipient[*at].clone()).collect::<Vec<_>>(),
+            &failed.iter().map(|at| self.failed.reason[*at].clone()).collect::<Vec<_>>(),
+        )
+        .execute(connection)
+        .await
+        .map(drop)
+    }
+
     async fn insert_contacts(&self, connection: &mut PgConnection) -> sqlx::Result<()> {
         sqlx::query!(
             r#"
@@ -1089,5 +1215,28 @@ pub(super) fn target(recipient: &str) -> sqlx::Result<Target> {
                 Err(sqlx::Error::Decode(format!("{recipient} is not elsewhere").into()))
             }
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_waits_for_a_gateway_that_is_long_silent_is_told_since_when_and_of_the_pin() {
+        let now = Time::UNIX_EPOCH + TimeDelta::days(20_000);
+        let say = |heard_at, pinned, reason: &str| {
+            Absence { heard_at, pinned }.add(format!("{reason}: no way"), now)
+        };
+        let long_ago = Some(now - TimeDelta::days(3));
+        let told = say(long_ago, Some("bob@gw"), OUT_OF_REACH);
+        assert!(told.starts_with("out of reach: no way; its gateway was last heard at 2024-10-01"));
+        assert!(told.contains("DELETE /v1/pins/bob, and write again"), "{told}");
+        assert!(!say(long_ago, None, OUT_OF_REACH).contains("pins"));
+        assert!(say(None, Some("bob@gw"), OUT_OF_REACH).contains("not remembered any more"));
+        // What was heard just now, and what waits for something else, is told as it is.
+        let just_now = Some(now - TimeDelta::seconds(5));
+        assert_eq!(say(just_now, Some("bob@gw"), OUT_OF_REACH), "out of reach: no way");
+        assert_eq!(say(long_ago, Some("bob@gw"), "level"), "level: no way");
     }
 }

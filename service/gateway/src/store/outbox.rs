@@ -125,6 +125,21 @@ impl Store {
         Ok(claims)
     }
 
+    /// Makes due what a process that has ended had claimed, which no other can have: its claims end
+    /// with it. What it may have sent counts as having left all the same. Returns how much.
+    pub async fn release_claims(&self, now: Time) -> sqlx::Result<u64> {
+        sqlx::query!(
+            r#"
+            update outbox set next_attempt_at = $1
+            where claimed and stage < 2 and next_attempt_at > $1
+            "#,
+            now,
+        )
+        .execute(&self.pool)
+        .await
+        .map(|done| done.rows_affected())
+    }
+
     /// Makes due what waits for `targets`; see [`fieldpost_delivery::Store::reached`].
     pub(super) async fn wake_targets(&self, now: Time, targets: &[String]) -> sqlx::Result<u64> {
         sqlx::query!(

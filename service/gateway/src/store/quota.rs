@@ -84,20 +84,21 @@ impl Quotas {
         Self { store, share: Usage::part(sender_share), stranger_share, ledger: Arc::default() }
     }
 
-    /// Makes room for one message of `size_bytes` from `sender` at each recipient, or at none.
+    /// Makes room for one message of `size_bytes` from `sender` at each recipient that has some, and
+    /// says which have none.
     ///
     /// Recipients and senders are named as in the queues. What comes to nothing afterwards, and
     /// what ends, is given back by [`release`](Self::release).
     ///
     /// # Errors
     ///
-    /// The outer one is the database's; the inner one says whose storage is full.
+    /// The database's.
     pub async fn reserve(
         &self,
         recipients: &[String],
         sender: &str,
         size_bytes: u64,
-    ) -> sqlx::Result<Result<(), Full>> {
+    ) -> sqlx::Result<Vec<Full>> {
         self.reserve_from(recipients, sender, size_bytes, Origin::Known).await
     }
 
@@ -107,34 +108,44 @@ impl Quotas {
         sender: &str,
         size_bytes: u64,
         origin: Origin,
-    ) -> sqlx::Result<Result<(), Full>> {
+    ) -> sqlx::Result<Vec<Full>> {
         let now = self.store.clock.instant();
         let doubtful = self.lock().doubtful(recipients, sender, self.share, now);
         self.count(&doubtful).await?;
         let adding = Usage { messages: 1, bytes: size_bytes };
-        let reserve = || {
+        let reserve = |recipients: &[String]| {
             let mut ledger = self.lock();
-            if origin == Origin::Stranger {
-                ledger.check_stranger(recipients, sender, adding, self.stranger_share)?;
-            }
-            ledger.reserve(recipients, sender, adding, self.share, now)
+            let find = |recipient: &String| {
+                let stranger = match origin {
+                    Origin::Stranger => {
+                        ledger.check_stranger(recipient, sender, adding, self.stranger_share)
+                    }
+                    Origin::Known => Ok(()),
+                };
+                stranger
+                    .and_then(|()| ledger.reserve(recipient, sender, adding, self.share, now))
+                    .err()
+            };
+            recipients.iter().filter_map(find).collect::<Vec<Full>>()
         };
-        let full = match reserve() {
-            Ok(()) => return Ok(Ok(())),
-            Err(full) => full,
+        let (mut full, old): (Vec<_>, Vec<_>) = {
+            let full = reserve(recipients);
+            let ledger = self.lock();
+            full.into_iter().partition(|full| {
+                ledger.counted_within(full.recipient(), RECOUNT_BEFORE_REFUSAL, now)
+            })
         };
-        if self.lock().counted_within(full.recipient(), RECOUNT_BEFORE_REFUSAL, now) {
-            return Ok(Err(full));
-        }
-        self.count(&[full.recipient().to_owned()]).await?;
-        Ok(reserve())
+        let old: Vec<String> = old.iter().map(|full| full.recipient().to_owned()).collect();
+        self.count(&old).await?;
+        full.extend(reserve(&old));
+        Ok(full)
     }
 
     /// As [`reserve`](Self::reserve), for one recipient and a sender from elsewhere.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// The outer one is the database's; the inner one says why there is no room.
     pub async fn check_and_reserve(
         &self,
         recipient: &str,
@@ -142,7 +153,8 @@ impl Quotas {
         size_bytes: u64,
         origin: Origin,
     ) -> sqlx::Result<Result<(), Full>> {
-        self.reserve_from(&[recipient.to_owned()], sender, size_bytes, origin).await
+        let full = self.reserve_from(&[recipient.to_owned()], sender, size_bytes, origin).await?;
+        Ok(full.into_iter().next().map_or(Ok(()), Err))
     }
 
     /// Forgets what waits for `recipients`, as it was moved between them; it is counted at need.
@@ -182,7 +194,8 @@ impl Quotas {
 }
 
 impl Full {
-    fn recipient(&self) -> &str {
+    /// Whose storage it is.
+    pub fn recipient(&self) -> &str {
         match self {
             Self::Recipient { recipient }
             | Self::Share { recipient, .. }
@@ -367,56 +380,50 @@ impl Ledger {
 
     fn reserve(
         &mut self,
-        recipients: &[String],
+        recipient: &str,
         sender: &str,
         adding: Usage,
         share: Usage,
         now: Instant,
     ) -> Result<(), Full> {
-        for recipient in recipients {
-            let Some(account) = self.accounts.get(recipient.as_str()) else {
-                continue;
-            };
+        if let Some(account) = self.accounts.get(recipient) {
             if !account.total.fits(adding, Usage::LIMIT) {
-                return Err(Full::Recipient { recipient: recipient.clone() });
+                return Err(Full::Recipient { recipient: recipient.to_owned() });
             }
             if !account.sender(sender).fits(adding, share) {
                 return Err(Full::Share {
-                    recipient: recipient.clone(),
+                    recipient: recipient.to_owned(),
                     max_messages: share.messages,
                     max_bytes: share.bytes,
                 });
             }
         }
         self.uses += 1;
-        for recipient in recipients {
-            let account = self.account(recipient);
-            // Forgotten since it was counted, by others' demand for memory: nothing is known but
-            // that it had room.
-            account.counted_at.get_or_insert(now);
-            account.apply(sender, Change::Added(adding));
-        }
+        let account = self.account(recipient);
+        // Forgotten since it was counted, by others' demand for memory: nothing is known but
+        // that it had room.
+        account.counted_at.get_or_insert(now);
+        account.apply(sender, Change::Added(adding));
         Ok(())
     }
 
     /// Whether a message of a gateway that is not trusted would fit into what those may fill.
     fn check_stranger(
         &self,
-        recipients: &[String],
+        recipient: &str,
         sender: &str,
         adding: Usage,
         share: Usage,
     ) -> Result<(), Full> {
         let gateway = sender.split_once('@').map_or("", |(_, gateway)| gateway);
         let elsewhere = Usage::part(ELSEWHERE_SHARE);
-        for recipient in recipients {
-            let Some(account) = self.accounts.get(recipient.as_str()) else { continue };
-            let own = account.gateways.get(gateway).copied().unwrap_or_default();
-            if !(own.fits(adding, share) && account.elsewhere.fits(adding, elsewhere)) {
-                return Err(Full::Strangers { recipient: recipient.clone() });
-            }
+        let Some(account) = self.accounts.get(recipient) else { return Ok(()) };
+        let own = account.gateways.get(gateway).copied().unwrap_or_default();
+        if own.fits(adding, share) && account.elsewhere.fits(adding, elsewhere) {
+            Ok(())
+        } else {
+            Err(Full::Strangers { recipient: recipient.to_owned() })
         }
-        Ok(())
     }
 
     /// What is being counted at this moment stays: the count ends it.
@@ -526,13 +533,13 @@ mod tests {
     fn one_sender_fills_its_share_and_no_more() {
         let (mut ledger, now) = counted("bob");
         for _ in 0..10 {
-            assert_eq!(ledger.reserve(&names("bob"), "mallory", ONE, SHARE, now), Ok(()));
+            assert_eq!(ledger.reserve("bob", "mallory", ONE, SHARE, now), Ok(()));
         }
         let full = Full::Share { recipient: "bob".to_owned(), max_messages: 10, max_bytes: 1000 };
-        assert_eq!(ledger.reserve(&names("bob"), "mallory", ONE, SHARE, now), Err(full));
-        assert_eq!(ledger.reserve(&names("bob"), "alice", ONE, SHARE, now), Ok(()));
+        assert_eq!(ledger.reserve("bob", "mallory", ONE, SHARE, now), Err(full));
+        assert_eq!(ledger.reserve("bob", "alice", ONE, SHARE, now), Ok(()));
         ledger.release("bob", "mallory", ONE);
-        assert_eq!(ledger.reserve(&names("bob"), "mallory", ONE, SHARE, now), Ok(()));
+        assert_eq!(ledger.reserve("bob", "mallory", ONE, SHARE, now), Ok(()));
     }
 
     #[test]
@@ -540,10 +547,10 @@ mod tests {
         let (mut ledger, now) = counted("bob");
         let half = Usage { messages: 1, bytes: MAX_BYTES / 2 };
         let share = Usage::LIMIT;
-        assert_eq!(ledger.reserve(&names("bob"), "a", half, share, now), Ok(()));
-        assert_eq!(ledger.reserve(&names("bob"), "b", half, share, now), Ok(()));
+        assert_eq!(ledger.reserve("bob", "a", half, share, now), Ok(()));
+        assert_eq!(ledger.reserve("bob", "b", half, share, now), Ok(()));
         let full = Full::Recipient { recipient: "bob".to_owned() };
-        assert_eq!(ledger.reserve(&names("bob"), "c", ONE, share, now), Err(full));
+        assert_eq!(ledger.reserve("bob", "c", ONE, share, now), Err(full));
     }
 
     #[test]
@@ -553,8 +560,8 @@ mod tests {
         let share = Usage::LIMIT;
         let mut fill = |sender: &str, messages: u64| {
             let adding = Usage { messages, bytes: 0 };
-            ledger.check_stranger(&names("bob"), sender, adding, quarter)?;
-            ledger.reserve(&names("bob"), sender, adding, share, now)
+            ledger.check_stranger("bob", sender, adding, quarter)?;
+            ledger.reserve("bob", sender, adding, share, now)
         };
         let full = Err(Full::Strangers { recipient: "bob".to_owned() });
         assert_eq!(fill("m1@first", 20_000), Ok(()));
@@ -564,21 +571,10 @@ mod tests {
         assert_eq!(fill("m@third", 1), full);
         ledger.release("bob", "m@second", ONE);
         let adding = Usage { messages: 50_001, bytes: 0 };
-        assert_eq!(ledger.reserve(&names("bob"), "alice", adding, share, now), Ok(()));
-        ledger.check_stranger(&names("bob"), "m@third", ONE, quarter).unwrap();
+        assert_eq!(ledger.reserve("bob", "alice", adding, share, now), Ok(()));
+        ledger.check_stranger("bob", "m@third", ONE, quarter).unwrap();
         ledger.forget(&names("bob"));
         assert!(!ledger.accounts.contains_key("bob"));
-    }
-
-    #[test]
-    fn where_one_of_many_recipients_is_full_none_is_charged() {
-        let (mut ledger, now) = counted("bob");
-        for _ in 0..10 {
-            ledger.reserve(&names("bob"), "alice", ONE, SHARE, now).unwrap();
-        }
-        let both = ["carol".to_owned(), "bob".to_owned()];
-        assert!(ledger.reserve(&both, "alice", ONE, SHARE, now).is_err());
-        assert!(!ledger.accounts.contains_key("carol"));
     }
 
     #[test]
@@ -586,7 +582,7 @@ mod tests {
         let (mut ledger, now) = counted("bob");
         for bytes in [10, 20, 30] {
             let adding = Usage { messages: 1, bytes };
-            ledger.reserve(&names("bob"), "alice", adding, SHARE, now).unwrap();
+            ledger.reserve("bob", "alice", adding, SHARE, now).unwrap();
         }
         let unknown = Usage { messages: 1, bytes: 0 };
         ledger.release("bob", "alice", unknown);
@@ -604,7 +600,7 @@ mod tests {
     fn what_comes_and_goes_during_a_count_is_not_lost() {
         let (mut ledger, now) = counted("bob");
         ledger.begin_count(&names("bob"));
-        ledger.reserve(&names("bob"), "alice", ONE, SHARE, now).unwrap();
+        ledger.reserve("bob", "alice", ONE, SHARE, now).unwrap();
         let waiting = Waiting {
             recipient: "bob".to_owned(),
             sender: "alice".to_owned(),
@@ -624,7 +620,7 @@ mod tests {
         let old = now + RECOUNT;
         assert_eq!(ledger.doubtful(&names("bob"), "alice", SHARE, old), Vec::<String>::new());
         for _ in 0..2 {
-            ledger.reserve(&names("bob"), "alice", ONE, SHARE, now).unwrap();
+            ledger.reserve("bob", "alice", ONE, SHARE, now).unwrap();
         }
         assert_eq!(ledger.doubtful(&names("bob"), "alice", SHARE, now), Vec::<String>::new());
         assert_eq!(ledger.doubtful(&names("bob"), "alice", SHARE, old), names("bob"));
@@ -635,7 +631,7 @@ mod tests {
     fn too_much_memory_is_given_back_by_the_oldest() {
         let (mut ledger, now) = counted("first");
         for number in 0..MAX_PAIRS / 2 {
-            let name = names(&format!("r{number}"));
+            let name = format!("r{number}");
             ledger.reserve(&name, "alice", ONE, SHARE, now).unwrap();
         }
         ledger.forget_old();

@@ -19,6 +19,9 @@ const HOLD: f64 = 1.1;
 /// Frames under way on one link in one direction; further ones are lost and counted.
 const UNDER_WAY: usize = 256;
 
+/// Stations that a refusal names.
+const NAMED: usize = 16;
+
 /// A message for one radio, by its name.
 pub(super) type Out = (String, ToRadio);
 
@@ -59,9 +62,25 @@ impl Medium {
         }
     }
 
-    /// A radio joins; false if the scenario has none of that name, or it is there already.
-    pub(super) fn join(&mut self, name: &str) -> bool {
-        self.scenario.stations.contains_key(name) && self.present.insert(name.to_owned())
+    /// A radio joins.
+    ///
+    /// # Errors
+    ///
+    /// Why it may not: the scenario has none of that name, or it is there already.
+    pub(super) fn join(&mut self, name: &str) -> Result<(), String> {
+        if !self.scenario.stations.contains_key(name) {
+            let mut known: Vec<&str> =
+                self.scenario.stations.keys().take(NAMED).map(String::as_str).collect();
+            if self.scenario.stations.len() > NAMED {
+                known.push("…");
+            }
+            let known = known.join(", ");
+            return Err(format!("its scenario has no station {name:?}: there are {known}"));
+        }
+        if !self.present.insert(name.to_owned()) {
+            return Err(format!("another radio is its station {name:?}: take another one"));
+        }
+        Ok(())
     }
 
     pub(super) fn leave(&mut self, name: &str) {

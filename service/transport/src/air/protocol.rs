@@ -3,7 +3,7 @@
 //! ```text
 //! to the field   01 name          02 u64 link, frame               03 u64 link (close)
 //! to a radio     81 u64 link, u8 role, u16 largest frame (up)      82 u64 link (down)
-//!                83 u64 link, frame
+//!                83 u64 link, frame             84 (it has joined)   85 reason (it may not join)
 //! ```
 
 use fieldpost_bitchat::{MAX_FRAME, Role};
@@ -25,6 +25,8 @@ pub(super) enum ToRadio {
     Up { link: u64, role: Role, max_frame: usize },
     Down { link: u64 },
     Frame { link: u64, bytes: Vec<u8> },
+    Joined,
+    Refused { reason: String },
 }
 
 impl ToField {
@@ -60,11 +62,21 @@ impl ToRadio {
             }
             Self::Down { link } => record(0x82, *link, &[]),
             Self::Frame { link, bytes } => record(0x83, *link, bytes),
+            Self::Joined => vec![0x84],
+            Self::Refused { reason } => [&[0x85], reason.as_bytes()].concat(),
         }
     }
 
     pub(super) fn decode(record: &[u8]) -> Option<Self> {
         let (kind, rest) = record.split_first()?;
+        match (kind, rest) {
+            (0x84, []) => return Some(Self::Joined),
+            (0x85, reason) => {
+                let reason = String::from_utf8_lossy(reason).into_owned();
+                return Some(Self::Refused { reason });
+            }
+            _ => {}
+        }
         let (link, rest) = rest.split_first_chunk()?;
         let link = u64::from_be_bytes(*link);
         match (kind, rest) {

@@ -4,11 +4,13 @@ use std::{
     collections::BTreeMap,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use fieldpost_bitchat::LinkId;
-use tokio::{sync::mpsc, task::JoinSet};
+use thiserror::Error;
+use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 
 use super::protocol::{MAX_RECORD, ToField, ToRadio};
 use crate::{
@@ -23,6 +25,23 @@ const OF_LINK: usize = 16;
 /// Events that wait for the core; the field is not read while they are so many.
 const EVENTS: usize = 256;
 
+/// How long the field may take to let a radio in.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
+
+/// Why a radio has not joined a field.
+#[derive(Debug, Error)]
+pub enum JoinError {
+    /// The connection cannot be made, or broke.
+    #[error("nobody plays one there: {0}; start it with `fieldpost air`")]
+    Unreachable(#[from] io::Error),
+    /// The field does not want it.
+    #[error("{0}")]
+    Refused(String),
+    /// Something else listens there, or the field is stuck.
+    #[error("what listens there does not answer as `fieldpost air` does within 5 s")]
+    Silent,
+}
+
 /// A radio of an [`AirServer`](super::AirServer)'s field.
 pub struct AirRadio {
     links: Links,
@@ -35,15 +54,24 @@ pub struct AirRadio {
 type Links = Arc<Mutex<BTreeMap<LinkId, (u64, usize)>>>;
 
 impl AirRadio {
-    /// Joins a field under a name of its scenario. Whether it is one shows only later: a radio that
-    /// is refused shuts.
+    /// Joins a field under a name of its scenario.
     ///
     /// # Errors
     ///
-    /// Nobody listens there.
-    pub async fn join(address: &StreamAddress, name: &str, ids: LinkIds) -> io::Result<Self> {
+    /// Nobody listens there, nothing that knows an air does, or the field refuses the name.
+    pub async fn join(
+        address: &StreamAddress,
+        name: &str,
+        ids: LinkIds,
+    ) -> Result<Self, JoinError> {
         let (mut reader, mut writer) = address.connect().await?.split();
         write(&mut writer, &ToField::Join { name: name.to_owned() }.encode()).await?;
+        let answer = timeout(ANSWERED_WITHIN, read(&mut reader, MAX_RECORD)).await;
+        match answer.map_err(|_| JoinError::Silent)?.map(|record| ToRadio::decode(&record))? {
+            Some(ToRadio::Joined) => {}
+            Some(ToRadio::Refused { reason }) => return Err(JoinError::Refused(reason)),
+            _ => return Err(JoinError::Silent),
+        }
         let (outgoing, mut waiting) = mpsc::channel::<(LinkId, ToField)>(OUTGOING);
         let (sender, events) = mpsc::channel(EVENTS);
         let links = Links::default();
@@ -145,6 +173,8 @@ fn event(
         ToRadio::Frame { link, bytes } => {
             names.get(&link).map(|link| RadioEvent::Frame { link: *link, bytes })
         }
+        // Said once, before anything else.
+        ToRadio::Joined | ToRadio::Refused { .. } => None,
     }
 }
 

@@ -109,9 +109,13 @@ async fn run(
         let now = start.elapsed();
         match said {
             Some(Said::Joined { name, records, number }) => {
-                // Whoever is refused sees its stream end.
-                if medium.join(&name) {
-                    radios.insert(name, (number, records));
+                // Whoever is refused is told why, and sees its stream end.
+                match medium.join(&name) {
+                    Ok(()) => {
+                        let _ = records.try_send(ToRadio::Joined);
+                        radios.insert(name, (number, records));
+                    }
+                    Err(reason) => drop(records.try_send(ToRadio::Refused { reason })),
                 }
             }
             Some(Said::Record { name, record: ToField::Frame { link, bytes } }) => {

@@ -6,7 +6,7 @@ use fieldpost_bitchat::Role;
 use tokio::time::timeout;
 
 use super::{
-    AirRadio, AirServer, Scenario,
+    AirRadio, AirServer, JoinError, Scenario,
     medium::{Medium, Out},
     protocol::{ToField, ToRadio},
 };
@@ -27,9 +27,11 @@ const FIELD: &str = r#"{
 fn links_come_and_go_with_distance_darkness_and_limits() {
     let mut field = Field::new(FIELD);
     for name in ["a", "b", "c", "d"] {
-        assert!(field.medium.join(name));
+        field.medium.join(name).unwrap();
     }
-    assert!(!field.medium.join("a") && !field.medium.join("nobody"));
+    assert!(field.medium.join("a").unwrap_err().contains("another radio"));
+    let unknown = field.medium.join("nobody").unwrap_err();
+    assert!(unknown.contains("no station \"nobody\": there are a, b, c, d"), "{unknown}");
     field.run(1_000);
     // c keeps one link alone, and b was first.
     assert_eq!(field.pairs(), ["a-b", "b-c", "b-d"]);
@@ -54,8 +56,8 @@ fn links_come_and_go_with_distance_darkness_and_limits() {
 #[test]
 fn frames_keep_their_order_take_their_time_and_are_lost_by_their_share() {
     let mut field = Field::new(&FIELD.replace("\"seed\": 7,", "\"seed\": 7, \"loss\": 0.2,"));
-    field.medium.join("a");
-    field.medium.join("b");
+    field.medium.join("a").unwrap();
+    field.medium.join("b").unwrap();
     field.run(1_000);
     let link = field.link("a");
     for n in 0..200_u8 {
@@ -84,8 +86,8 @@ fn frames_keep_their_order_take_their_time_and_are_lost_by_their_share() {
 #[test]
 fn a_link_that_one_side_closes_rests_before_it_comes_again() {
     let mut field = Field::new(FIELD);
-    field.medium.join("a");
-    field.medium.join("b");
+    field.medium.join("a").unwrap();
+    field.medium.join("b").unwrap();
     field.run(1_000);
     let link = field.link("a");
     field.medium.disconnect(field.now, "c", link);
@@ -130,6 +132,8 @@ fn records_read_back_and_others_are_refused() {
         ToRadio::Up { link: 1, role: Role::Peripheral, max_frame: 512 },
         ToRadio::Down { link: 2 },
         ToRadio::Frame { link: 3, bytes: vec![9; 512] },
+        ToRadio::Joined,
+        ToRadio::Refused { reason: "no".to_owned() },
     ] {
         assert_eq!(ToRadio::decode(&record.encode()), Some(record));
     }
@@ -146,8 +150,8 @@ async fn radios_of_two_processes_hear_each_other() {
     let join =
         async |name| AirRadio::join(server.address(), name, LinkIds::default()).await.unwrap();
     let (mut a, mut b) = (join("a").await, join("b").await);
-    let mut nobody = join("nobody").await;
-    assert_eq!(timeout(Duration::from_secs(20), nobody.next()).await.unwrap(), None);
+    let nobody = AirRadio::join(server.address(), "nobody", LinkIds::default()).await;
+    assert!(matches!(nobody, Err(JoinError::Refused(reason)) if reason.contains("no station")));
     let RadioEvent::Up { link: at_a, role, max_frame, phone } = next(&mut a).await else {
         panic!("a link")
     };
@@ -217,7 +221,7 @@ impl Field {
                         up.unwrap().1.push(name.clone());
                     }
                     ToRadio::Down { link } => self.up.retain(|(other, _)| other != link),
-                    ToRadio::Frame { .. } => {}
+                    ToRadio::Frame { .. } | ToRadio::Joined | ToRadio::Refused { .. } => {}
                 }
             }
             self.log.extend(out);

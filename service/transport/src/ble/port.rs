@@ -40,12 +40,7 @@ impl OpenRadio for OpenAir {
 
     async fn open(&self) -> Result<Box<dyn Radio>, String> {
         let joined = AirRadio::join(&self.address, &self.name, self.ids.clone()).await;
-        let radio = joined.map_err(|error| {
-            format!(
-                "nobody plays an air at {}: {error}; start one with `fieldpost air`",
-                self.address
-            )
-        })?;
+        let radio = joined.map_err(|error| format!("the air at {}: {error}", self.address))?;
         Ok(Box::new(radio))
     }
 }

@@ -26,6 +26,7 @@ use crate::{
         fields,
         messages::MAX_CONTENT,
         submit::{Draft, submit},
+        wording,
     },
 };
 
@@ -126,9 +127,10 @@ async fn forward(
             at,
             format!("route: {error}: GET /api/betanet/relays lists them"),
         )),
-        Err(error @ ForwardError::Length { .. }) => {
-            Err(ApiError::invalid("body.sphinx_packet", format!("sphinx_packet: {error}")))
-        }
+        Err(error @ ForwardError::Length { .. }) => Err(ApiError::invalid(
+            "body.sphinx_packet",
+            format!("sphinx_packet: {}", wording::json(&error.to_string())),
+        )),
         Err(error @ (ForwardError::Busy(_) | ForwardError::Shut)) => {
             Err(not_now(error.to_string()))
         }
@@ -260,8 +262,9 @@ impl BetanetSend {
 fn packet(value: serde_json::Value) -> Result<BetanetPacket, ApiError> {
     let at = "body.sphinx_packet";
     match value {
-        object @ serde_json::Value::Object(_) => serde_json::from_value(object)
-            .map_err(|error| ApiError::invalid(at, format!("sphinx_packet: {error}"))),
+        object @ serde_json::Value::Object(_) => serde_json::from_value(object).map_err(|error| {
+            ApiError::invalid(at, format!("sphinx_packet: {}", wording::json(&error.to_string())))
+        }),
         _ => Err(ApiError::invalid(at, "sphinx_packet: expected an object or base64 text")),
     }
 }

@@ -86,7 +86,9 @@ async fn confirm_for(gateway: &Gateway, peer: &PeerId, id: MessageId) -> Result<
     }
     match gateway.store.ended_as(id, peer).await? {
         Some(MessageStatus::Delivered | MessageStatus::Read) => return Ok(()),
-        Some(MessageStatus::Cancelled) => return Err(no_such_message(&id.to_string())),
+        Some(MessageStatus::Cancelled | MessageStatus::Failed) => {
+            return Err(no_such_message(&id.to_string()));
+        }
         Some(ended) => {
             return Err(ApiError::conflict(format!("too late: the message is {ended}")));
         }

@@ -12,6 +12,7 @@ use crate::{
         inbox::{Confirmation, InboxMessage},
         messages::{DeliveryState, MessageAccepted, SendMessage},
         submit::Submitted,
+        wording,
     },
     subscribers::Event,
 };
@@ -26,12 +27,12 @@ pub(super) fn parse(text: &str, peer: &PeerId) -> Result<Asked, Malformed> {
         frame.get("ref").cloned().filter(|reference| reference.to_string().len() <= 256);
     let malformed = |error| Malformed { reference: reference.clone(), error: Box::new(error) };
     let kind = frame.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
+    // The rest is as in a request.
+    if let Some(fields) = frame.as_object_mut() {
+        fields.retain(|name, _| !matches!(name.as_str(), "type" | "ref"));
+    }
     match kind.as_str() {
         "send" => {
-            // The rest is as in a request.
-            if let Some(fields) = frame.as_object_mut() {
-                fields.retain(|name, _| !matches!(name.as_str(), "type" | "ref"));
-            }
             let request: SendMessage = read(frame).map_err(malformed)?;
             let draft = request.sender().and_then(|sender| match sender {
                 Some(sender) if sender != *peer => Err(ApiError::forbidden(format!(
@@ -52,7 +53,8 @@ pub(super) fn parse(text: &str, peer: &PeerId) -> Result<Asked, Malformed> {
 }
 
 fn read<T: for<'de> Deserialize<'de>>(frame: Value) -> Result<T, ApiError> {
-    serde_json::from_value(frame).map_err(|error| ApiError::invalid("frame", error.to_string()))
+    serde_json::from_value(frame)
+        .map_err(|error| ApiError::invalid("frame", wording::json(&error.to_string())))
 }
 
 #[derive(Serialize)]
@@ -113,6 +115,9 @@ pub(super) fn event(event: &Event) -> String {
         }
         Event::Presence { peer, online } => {
             json!({"type": "presence", "peer": peer.as_str(), "online": online}).to_string()
+        }
+        Event::Missed { receipts, presence } => {
+            json!({"type": "missed", "receipts": receipts, "presence": presence}).to_string()
         }
     }
 }

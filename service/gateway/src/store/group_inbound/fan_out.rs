@@ -30,7 +30,8 @@ impl Store {
         .fetch_all(&mut *connection)
         .await?;
         let (mut here, mut elsewhere, mut gateways) = (Vec::new(), Vec::new(), Vec::new());
-        for member in &members {
+        let missing = |member: &String| kept.full_for.contains(member);
+        for member in members.iter().filter(|member| !missing(member)) {
             let address: PeerAddress = words::parse(member)?;
             match address.gateway {
                 None => here.push(member.clone()),
@@ -53,6 +54,10 @@ impl Store {
         )
         .execute(&mut *connection)
         .await?;
+        let full: Vec<String> = members.iter().filter(|member| missing(member)).cloned().collect();
+        if !full.is_empty() {
+            miss(connection, sender, kept, &full).await?;
+        }
         // A row of `inbound` for each, as for any message from elsewhere, but nobody wants receipts.
         sqlx::query!(
             r#"
@@ -128,6 +133,29 @@ impl Store {
             owes_elsewhere: !elsewhere.is_empty(),
         })
     }
+}
+
+/// Records who misses a message for want of room.
+async fn miss(
+    connection: &mut PgConnection,
+    sender: &str,
+    kept: &Kept,
+    full: &[String],
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"
+        insert into delivery (accepted_at, message_id, sender, recipient, status, at, reason)
+        select $1, $2, $3, recipient, 'failed', $1, 'the recipient''s storage is full'
+        from unnest($4::text[]) as member (recipient)
+        "#,
+        kept.accepted_at,
+        kept.message_id,
+        sender,
+        full,
+    )
+    .execute(connection)
+    .await
+    .map(drop)
 }
 
 async fn count(

@@ -1,6 +1,6 @@
 //! What was said to groups, kept until it takes effect and as long as copies may come.
 
-use fieldpost_delivery::{Message, Time, shown_sent_at};
+use fieldpost_delivery::{Held, Message, Time, shown_sent_at};
 use fieldpost_envelope::{Recipient, SignedEnvelope};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -108,9 +108,10 @@ impl Store {
             insert into group_inbound (
                 message_id, sender, group_id, kind, accepted_at, conversation, digest, gateway,
                 transport, level, lane_seq, after_seq, release_at, was_member, priority,
-                expires_at, size_bytes, file_ids, sealed
+                expires_at, size_bytes, file_ids, sealed, full_for
             ) values (
-                $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19
+                $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
+                $20
             )
             "#,
             message.id.0,
@@ -132,6 +133,7 @@ impl Store {
             size,
             &message.content.file_ids,
             sealed,
+            inbound.full_for,
         )
         .execute(&mut *connection)
         .await?;
@@ -172,6 +174,9 @@ impl Store {
     }
 }
 
+/// The kind of a row of `group_inbound` that holds nothing but a place in a lane.
+const DISMISSED: &str = "dismissed";
+
 /// A row of `group_inbound` that takes effect.
 pub(super) struct Kept {
     pub(super) message_id: Uuid,
@@ -187,9 +192,15 @@ pub(super) struct Kept {
     pub(super) expires_at: Time,
     pub(super) size_bytes: i32,
     pub(super) file_ids: Vec<String>,
+    pub(super) full_for: Vec<String>,
 }
 
 impl Kept {
+    /// Whether it is only the place of something that was dismissed.
+    pub(super) fn is_place(&self) -> bool {
+        self.kind == DISMISSED
+    }
+
     /// What was refused may come again, and is judged anew then.
     pub(super) async fn forget(
         &self,
@@ -217,12 +228,49 @@ impl Kept {
     }
 }
 
+/// Keeps the place of something that was dismissed out of turn, until its predecessor has come: what
+/// follows it in the lane may name it and nothing else.
+pub(super) async fn keep_place(
+    connection: &mut PgConnection,
+    now: Time,
+    inbound: &GroupInbound<'_>,
+    place: Held,
+    release_at: Time,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"
+        insert into group_inbound (
+            message_id, sender, group_id, kind, accepted_at, conversation, digest, gateway,
+            transport, level, lane_seq, after_seq, release_at, was_member, priority, expires_at,
+            size_bytes, file_ids
+        ) values ($1, $2, $3, $4, $5, 0, $6, $7, $8, $9, $10, $11, $12, false, $13, $14, 0, '{}')
+        "#,
+        inbound.message.id.0,
+        inbound.message.sender.to_string(),
+        inbound.group.as_str(),
+        DISMISSED,
+        now,
+        inbound.digest.as_slice(),
+        inbound.gateway.to_string(),
+        inbound.transport,
+        words::level_number(inbound.message.min_anonymity),
+        lane_number(place.lane_seq),
+        place.after.map(lane_number),
+        release_at,
+        words::priority_number(inbound.message.priority),
+        inbound.message.expires_at,
+    )
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
 /// Something that came before.
 pub(super) struct Known {
     pub(super) waits: bool,
 }
 
-/// A copy's envelope is the one that receipts name from now on.
+/// A copy's envelope is the one that receipts name from now on. What was dismissed is judged anew.
 pub(super) async fn renew(
     connection: &mut PgConnection,
     inbound: &GroupInbound<'_>,
@@ -232,14 +280,19 @@ pub(super) async fn renew(
     sqlx::query_as!(
         Known,
         r#"
+        with place as (
+            delete from group_inbound
+            where message_id = $1 and sender = $2 and group_id = $3 and kind = $5
+        )
         update group_inbound set digest = $4
-        where message_id = $1 and sender = $2 and group_id = $3
+        where message_id = $1 and sender = $2 and group_id = $3 and kind <> $5
         returning release_at is not null as "waits!"
         "#,
         inbound.message.id.0,
         sender,
         group,
         inbound.digest.as_slice(),
+        DISMISSED,
     )
     .fetch_optional(connection)
     .await

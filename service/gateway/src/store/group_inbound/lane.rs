@@ -63,6 +63,11 @@ impl Lane {
         })
     }
 
+    /// Where in the lane something waits that has not had its turn.
+    pub(super) fn place_of(&self, id: MessageId) -> Option<Held> {
+        self.held.iter().find(|held| held.id == id).copied()
+    }
+
     /// Takes out what has its turn, and keeps what was learnt of the rest.
     pub(super) async fn release(
         &mut self,

@@ -11,6 +11,8 @@ use crate::store::groups::INVITATION_LIFETIME;
 pub(super) enum Standing {
     Member,
     Invited,
+    /// Was one of these once.
+    Former,
     Stranger,
 }
 
@@ -20,11 +22,12 @@ pub(super) async fn standing(
     sender: &str,
     now: Time,
 ) -> sqlx::Result<Standing> {
-    let is_member = sqlx::query_scalar!(
+    let row = sqlx::query!(
         r#"
-        select left_at is null as "is_member!" from group_member
-        join peer_group on peer_group.id = group_id
-        where group_id = $1 and peer = $2 and is_active and (left_at is null or invited_at > $3)
+        select is_active and left_at is null as "is_member!",
+               is_active and coalesce(invited_at > $3, false) as "is_invited!"
+        from group_member join peer_group on peer_group.id = group_id
+        where group_id = $1 and peer = $2
         "#,
         group,
         sender,
@@ -32,31 +35,37 @@ pub(super) async fn standing(
     )
     .fetch_optional(connection)
     .await?;
-    Ok(match is_member {
-        Some(true) => Standing::Member,
-        Some(false) => Standing::Invited,
+    Ok(match row {
+        Some(row) if row.is_member => Standing::Member,
+        Some(row) if row.is_invited => Standing::Invited,
+        Some(_) => Standing::Former,
         None => Standing::Stranger,
     })
 }
 
-/// The receipt, and its reason, of what is answered before anything of it is kept.
+/// The receipt, and its reason, of what is answered without its content being kept.
 pub(super) fn dismissal(
     inbound: &GroupInbound<'_>,
     standing: Standing,
 ) -> Option<(&'static str, Option<String>)> {
     let (sender, group) = (inbound.message.sender.to_string(), inbound.group.as_str());
     match (inbound.kind, standing) {
-        (GroupWord::Message, Standing::Stranger) => {
+        (GroupWord::Message, Standing::Former | Standing::Stranger) => {
             Some(("refused", Some(not_a_member(&sender, group))))
         }
         // It may come before the word that makes its sender a member, if that comes before it.
         (GroupWord::Message, Standing::Invited) if inbound.after.is_none() => {
             Some(("refused", Some(not_a_member(&sender, group))))
         }
-        (GroupWord::Accept, Standing::Stranger) => {
+        (GroupWord::Message, Standing::Member) if !inbound.has_room => {
+            Some(("refused", Some("the storage of all members is full".to_owned())))
+        }
+        (GroupWord::Accept, Standing::Former | Standing::Stranger) => {
             Some(("refused", Some(no_invitation(&sender, group))))
         }
-        (GroupWord::Decline | GroupWord::Leave, Standing::Stranger) => Some(("delivered", None)),
+        (GroupWord::Decline | GroupWord::Leave, Standing::Former | Standing::Stranger) => {
+            Some(("delivered", None))
+        }
         _ => None,
     }
 }
