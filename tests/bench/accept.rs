@@ -54,9 +54,8 @@ async fn compare(
         move |connection: usize| {
             let recipients = (0..RECIPIENTS).skip(connection % SENDERS).step_by(SENDERS);
             let one = |recipient| {
-                let body = format!(
-                    "{{\"to\":\"recipient-{recipient}\",\"content\":\"{content}\"{none}}}"
-                );
+                let body =
+                    format!("{{\"to\":\"recipient-{recipient}\",\"content\":\"{content}\"{none}}}");
                 request(path, &tokens[connection % SENDERS], &body)
             };
             recipients.map(one).collect()
