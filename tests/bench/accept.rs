@@ -74,7 +74,7 @@ async fn compare(
     }
     let rate = |runs: &[Outcome]| median(runs.iter().map(Outcome::rate).collect());
     let cpu = |runs: &[Outcome]| median(runs.iter().map(Outcome::cpu_micros).collect());
-    let refused: u64 = accepts.iter().map(|run| run.refused).sum();
+    let refused: u64 = accepts.iter().chain(&nothing).map(|run| run.refused).sum();
     let label = format!("{connections} connections, {size} B");
     table.figure(
         format!("no-op POST, {label}"),

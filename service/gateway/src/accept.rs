@@ -3,9 +3,14 @@
 //! A request waits for its commit. While one batch commits, the next collects, so under load a
 //! commit carries hundreds of messages and a lone message waits for nobody. Writers are sharded by
 //! sender, which keeps each sender's messages in order.
+//!
+//! Each writer has a thread, a runtime and a connection of its own. Among the tasks of requests it
+//! would find out that its commit is done when they had had their turns, with the database idle until
+//! then.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
+    io,
     num::NonZero,
     sync::Arc,
     thread,
@@ -16,6 +21,7 @@ use fieldpost_delivery::{Accepted, Store as _, Submission, Target};
 use fieldpost_envelope::PeerId;
 use thiserror::Error;
 use tokio::{
+    runtime::Builder,
     sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::JoinSet,
     time::timeout,
@@ -78,13 +84,17 @@ struct Request {
 /// The writers' ends of the queues; see [`run`].
 pub struct Writers(Vec<mpsc::Receiver<Request>>);
 
-/// The queues between requests and writers.
+/// How many writers there are.
 ///
-/// One writer for two processor cores: on fewer, a batch costs what a second writer would gain.
-pub fn queues() -> (Acceptor, Writers) {
+/// One for two processor cores: on fewer, a batch costs what a second writer would gain.
+pub fn writers() -> usize {
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
-    let writers = (cores / 2).clamp(1, MOST_WRITERS);
-    let (senders, receivers) = (0..writers).map(|_| mpsc::channel(WAITING)).unzip();
+    (cores / 2).clamp(1, MOST_WRITERS)
+}
+
+/// The queues between requests and writers.
+pub fn queues() -> (Acceptor, Writers) {
+    let (senders, receivers) = (0..writers()).map(|_| mpsc::channel(WAITING)).unzip();
     (
         Acceptor { shards: senders, room: Arc::new(Semaphore::new(WAITING_KIB as usize)) },
         Writers(receivers),
@@ -137,7 +147,7 @@ pub async fn run(
     batch_messages: usize,
 ) {
     let mut tasks = JoinSet::new();
-    for queue in writers.0 {
+    for (number, queue) in writers.0.into_iter().enumerate() {
         let writer = Writer {
             store: store.clone(),
             clock: clock.clone(),
@@ -145,9 +155,30 @@ pub async fn run(
             wake_outbox: wake_outbox.clone(),
             batch_messages,
         };
-        tasks.spawn(writer.run(queue));
+        match start(number, writer, queue) {
+            Ok(ended) => drop(tasks.spawn(async move { drop(ended.await) })),
+            Err(error) => {
+                tracing::error!(%error, "a writer cannot start");
+                return;
+            }
+        }
     }
     while tasks.join_next().await.is_some() {}
+}
+
+/// Starts the thread of a writer. What is returned is answered or closed when it ends.
+fn start(
+    number: usize,
+    writer: Writer,
+    queue: mpsc::Receiver<Request>,
+) -> io::Result<oneshot::Receiver<()>> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let (ends, ended) = oneshot::channel();
+    thread::Builder::new().name(format!("writer-{number}")).spawn(move || {
+        runtime.block_on(writer.run_apart(queue));
+        let _ = ends.send(());
+    })?;
+    Ok(ended)
 }
 
 struct Writer {
@@ -160,6 +191,13 @@ struct Writer {
 }
 
 impl Writer {
+    /// As [`run`](Self::run), on a runtime of its own.
+    async fn run_apart(self, queue: mpsc::Receiver<Request>) {
+        let store = self.store.apart();
+        Self { store: store.clone(), ..self }.run(queue).await;
+        store.part().await;
+    }
+
     async fn run(self, mut queue: mpsc::Receiver<Request>) {
         let mut waiting = Vec::with_capacity(self.batch_messages);
         while !waiting.is_empty() || queue.recv_many(&mut waiting, self.batch_messages).await > 0 {

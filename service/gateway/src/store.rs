@@ -7,7 +7,7 @@ use std::{
 
 use chrono::{DateTime, NaiveDate, Utc};
 use fieldpost_delivery::{Received, Settled};
-use sqlx::PgPool;
+use sqlx::{PgPool, postgres::PgConnectOptions};
 use tokio::sync::RwLock;
 
 use crate::{
@@ -113,6 +113,21 @@ impl Store {
     /// The same store, announcing its commits to other replicas or not.
     pub fn announcing(self, announces: bool) -> Self {
         Self { announces, ..self }
+    }
+
+    /// The same store for somebody who accepts on a runtime of his own, with connections for that:
+    /// they are driven by the runtime that opened them. [`part`](Self::part) closes them.
+    ///
+    /// To be called on that runtime.
+    pub fn apart(&self) -> Self {
+        let options = self.pool.connect_options();
+        let pool = schema::pool_of(schema::WRITER_POOL_SIZE, PgConnectOptions::clone(&options));
+        Self { warm: WarmConnections::new(pool), ..self.clone() }
+    }
+
+    /// Closes the connections of a store [`apart`](Self::apart).
+    pub async fn part(&self) {
+        self.warm.close().await;
     }
 
     /// What seals the secrets in it.

@@ -8,11 +8,12 @@ use sqlx::postgres::PgConnectOptions;
 
 use super::Finding;
 use crate::{
+    accept,
     clock::Clock,
     config::DatabaseConfig,
     embedded::{self, OLDEST_MAJOR},
     secrets::{MasterKey, MasterKeySource},
-    store::schema::{Durability, POOL_SIZE, ReachError, Schema, Server, Watch},
+    store::schema::{Durability, POOL_SIZE, ReachError, Schema, Server, WRITER_POOL_SIZE, Watch},
 };
 
 /// What leases and expiry still bear.
@@ -118,12 +119,13 @@ fn version(server: &Server) -> Finding {
 
 fn connections(server: &Server) -> Finding {
     const NAME: &str = "connections";
+    let writers = accept::writers() as i64;
+    let opened = i64::from(POOL_SIZE) + 1 + i64::from(WRITER_POOL_SIZE) * writers;
     let detail = format!(
-        "the database accepts {}, each replica opens up to {}",
-        server.max_connections,
-        POOL_SIZE + 1
+        "the database accepts {}, each replica opens up to {opened}",
+        server.max_connections
     );
-    if i64::from(server.max_connections) < i64::from(POOL_SIZE) + 4 {
+    if i64::from(server.max_connections) < opened + 3 {
         return Finding::failure(NAME, detail, "raise max_connections in postgresql.conf");
     }
     Finding::ok(NAME, detail)

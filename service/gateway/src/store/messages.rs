@@ -79,10 +79,15 @@ impl Store {
         let fresh = if rows.is_plain() && !self.announces {
             let mut connection = self.warm.take().await?;
             let fresh = match rows.insert_fresh(&mut connection).await? {
-                true => rows.all(),
-                false => rows.insert(&mut connection).await?,
+                true if taken.len() == batch.len() => None,
+                true => Some(rows.all()),
+                false => Some(rows.insert(&mut connection).await?),
             };
             connection.keep();
+            let Some(fresh) = fresh else {
+                let new = |index| Accepted::New { accepted_at: times.at(index) };
+                return Ok((0..batch.len()).map(new).collect());
+            };
             fresh
         } else {
             let mut connection = self.warm.take().await?;

@@ -565,7 +565,7 @@ impl Store {
     /// Counts a message accepted from `peer`.
     ///
     /// Counts reach the database within about a second, by
-    /// [`flush_counters`](Self::flush_counters); a crash may lose those of the last second.
+    /// [`flush_counters`](Self::flush_counters); a crash may lose those of the last 5 s.
     pub fn count_sent(&self, peer: &PeerId) {
         self.counters.add(peer, Count { sent: 1, received: 0 });
     }

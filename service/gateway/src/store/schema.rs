@@ -16,8 +16,11 @@ use tokio::time::timeout;
 pub use self::inspection::Server;
 use crate::store::Store;
 
-/// The most connections that one replica opens, besides one to watch the database with.
+/// The most connections that one replica opens, besides one to watch the database with and the
+/// writers'.
 pub const POOL_SIZE: u32 = 16;
+/// The most connections of one writer. It uses one; others may be stuck in a network that has died.
+pub const WRITER_POOL_SIZE: u32 = 4;
 /// How long a request may wait for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long opening one connection may take.
@@ -95,8 +98,13 @@ impl Durability {
 /// Every statement has a deadline, commits wait for the disk, and a connection that the database
 /// has dropped while it idled is replaced without a request noticing.
 pub fn pool(options: PgConnectOptions) -> PgPool {
+    pool_of(POOL_SIZE, options)
+}
+
+/// The same with up to `size` connections.
+pub(super) fn pool_of(size: u32, options: PgConnectOptions) -> PgPool {
     PgPoolOptions::new()
-        .max_connections(POOL_SIZE)
+        .max_connections(size)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .idle_timeout(Duration::from_secs(300))
         .test_before_acquire(false)

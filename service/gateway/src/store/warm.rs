@@ -4,15 +4,18 @@
 use std::{
     ops::{Deref, DerefMut},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use sqlx::{PgConnection, PgPool, Postgres, pool::PoolConnection};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::store::schema::IDLE_BEFORE_TEST;
 
 /// The most connections that are held back from the pool.
 const MOST_SPARE: usize = 4;
+/// How long connections may take to say goodbye.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The connections that are in nobody's hands.
 #[derive(Clone)]
@@ -34,11 +37,19 @@ impl WarmConnections {
     /// A connection; the one that was given back last, unless it has idled too long to be trusted.
     pub(super) async fn take(&self) -> sqlx::Result<WarmConnection> {
         let spare = self.lock().pop();
-        let connection = match spare {
-            Some(spare) if spare.since.elapsed() < IDLE_BEFORE_TEST => spare.connection,
-            _ => self.pool.acquire().await?,
+        // One that is not taken goes back before another is asked for.
+        let connection = match spare.filter(|spare| spare.since.elapsed() < IDLE_BEFORE_TEST) {
+            Some(spare) => spare.connection,
+            None => self.pool.acquire().await?,
         };
         Ok(WarmConnection { connection, home: self.clone() })
+    }
+
+    /// Lets go of all of them and closes the pool that they are from.
+    pub(super) async fn close(&self) {
+        self.clear();
+        // A connection that is stuck in a dead network is not worth waiting for.
+        let _ = timeout(CLOSE_TIMEOUT, self.pool.close()).await;
     }
 
     /// Lets go of all of them.
