@@ -95,7 +95,7 @@ async fn say_relay(gateway: &Gateway, mesh: &MeshTransport) {
         }
         say_addresses(mesh, &said);
     }
-    pending().await
+    pending::<()>().await;
 }
 
 /// Says so, once for each, when nodes show certificates of this gateway that are none of its replicas:
