@@ -70,26 +70,29 @@ fn reworded(text: &str) -> Option<String> {
             "there are no fields" | "" => "there are none".to_owned(),
             names => format!("there are {names}"),
         };
-        // The path ends in the field itself.
-        let within = field.trim_end_matches(": ");
-        let within = within.strip_suffix(name.trim_matches('`')).unwrap_or(within);
-        let within = within.trim_end_matches('.');
-        let within = if within.is_empty() { String::new() } else { format!("{within}: ") };
-        return Some(format!("{within}unknown field {name}: {known}"));
+        return Some(format!("{}unknown field {name}: {known}", within(field, name)));
     }
     if let Some((field, complaint)) = text.split_once("unknown variant ") {
         let (found, expected) = complaint.split_once(", expected ")?;
         let expected = expected.trim_start_matches("one of ");
         return Some(format!("{field}expected {expected}, found the text {found}"));
     }
-    ["missing field ", "duplicate field "].iter().any(|kind| text.contains(kind)).then(|| {
-        let (kind, name) = if text.contains("missing field ") {
-            ("missing field ", "is missing")
-        } else {
-            ("duplicate field ", "is given twice")
-        };
-        text.replacen(kind, "the field ", 1) + " " + name
+    let kinds = [("missing field ", "is missing"), ("duplicate field ", "is given twice")];
+    kinds.iter().find_map(|(kind, what)| {
+        let (field, name) = text.split_once(kind)?;
+        Some(format!("{}the field {name} {what}", within(field, name)))
     })
+}
+
+/// Where a field of that name is, of a path that may end in the field itself.
+fn within(path: &str, name: &str) -> String {
+    let (path, name) = (path.trim_end_matches(": "), name.trim_matches('`'));
+    match path.strip_suffix(name) {
+        Some("") => String::new(),
+        Some(within) if within.ends_with('.') => format!("{}: ", within.trim_end_matches('.')),
+        _ if path.is_empty() => String::new(),
+        _ => format!("{path}: "),
+    }
 }
 
 /// What a type of ours is called outside.
@@ -188,7 +191,7 @@ mod tests {
                 "kind: expected `low` or `high`, found the text `mid`",
             ),
             (r#"{}"#, "the field `to` is missing"),
-            (r#"{"to": "a", "to": "b"}"#, "to: the field `to` is given twice"),
+            (r#"{"to": "a", "to": "b"}"#, "the field `to` is given twice"),
             (
                 r#"{"to": "bob", "tttl": 3}"#,
                 "unknown field `tttl`: there are `to`, `ttl`, `read`, `ids`, `kind`, `size`",
