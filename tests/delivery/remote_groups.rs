@@ -229,6 +229,11 @@ async fn removal_leaving_declining_and_closing_end_it_on_both_sides() {
     answer(bob, &world.key(), "leave").await.unwrap();
     assert_eq!(membership(bob).await, None);
     until(|| async { members(alice, group).await.len() == 1 }).await;
+    // Joined, and declined after all.
+    world.join(bob, there).await;
+    answer(bob, &world.key(), "decline").await.unwrap();
+    assert_eq!(membership(bob).await, None);
+    until(|| async { members(alice, group).await.len() == 1 }).await;
     // Joined again, and removed.
     world.join(bob, there).await;
     remove(alice, group, &there.address("bob")).await;

@@ -24,7 +24,8 @@ impl Store {
             r#"
             with unshown as (
                 delete from inbox where ctid = any(array(
-                    select ctid from inbox where expires_at <= $1
+                    -- A gap that nobody has seen is handed on first.
+                    select ctid from inbox where expires_at <= $1 and not (gap and seq is null)
                     order by expires_at limit $2 for update skip locked
                 ))
                 returning accepted_at, message_id, sender, recipient, seq

@@ -80,7 +80,8 @@ pub(super) async fn accept(
 
 /// Decline an invitation to a group of another gateway.
 ///
-/// The group's home is told, and the invitation is listed no longer.
+/// The group's home is told, and the invitation is listed no longer. Whoever has accepted before
+/// leaves.
 #[utoipa::path(
     post,
     path = "/v1/groups/{group_id}/decline",
@@ -102,7 +103,12 @@ pub(super) async fn decline(
 ) -> Result<StatusCode, ApiError> {
     let peer = caller.require()?;
     let group = elsewhere(&gateway, &peer, &group_id).await?;
-    part_from(&gateway, &peer, &group, GroupWord::Decline).await?;
+    let standing = gateway.store.remote_groups_page(&peer, "", 1, Some(&group)).await?;
+    let word = match standing.first().map(|standing| standing.membership) {
+        Some(Membership::Joining | Membership::Member) => GroupWord::Leave,
+        _ => GroupWord::Decline,
+    };
+    part_from(&gateway, &peer, &group, word).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
