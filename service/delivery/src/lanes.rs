@@ -135,6 +135,15 @@ pub fn pass_over(held: &mut [Held], lane_seq: LaneSeq, after: Option<LaneSeq>) -
     changed
 }
 
+/// What is held behind a place that nothing will be shown at waits for what that place waited for.
+pub fn pass_over_ended(held: &mut [Held], lane_seq: LaneSeq, after: Option<LaneSeq>) {
+    for message in held {
+        if message.after == Some(lane_seq) {
+            message.after = after;
+        }
+    }
+}
+
 /// The predecessor that a new arrival has to wait for, given what the envelopes of those held
 /// behind it have told.
 pub fn known_after(held: &[Held], lane_seq: LaneSeq, after: Option<LaneSeq>) -> Option<LaneSeq> {
@@ -209,6 +218,15 @@ mod tests {
         assert_eq!(waiting, [Held { after: None, ..held(2, 1) }]);
         assert_eq!(known_after(&[held(5, 1)], LaneSeq(4), Some(LaneSeq(3))), Some(LaneSeq(1)));
         assert_eq!(known_after(&[held(5, 4)], LaneSeq(4), Some(LaneSeq(3))), Some(LaneSeq(3)));
+    }
+
+    #[test]
+    fn what_waits_for_a_place_where_nothing_will_be_waits_for_what_is_before_it() {
+        let mut waiting = vec![held(3, 2), held(5, 4)];
+        pass_over_ended(&mut waiting, LaneSeq(2), Some(LaneSeq(1)));
+        assert_eq!(waiting, [held(3, 1), held(5, 4)]);
+        pass_over_ended(&mut waiting, LaneSeq(4), None);
+        assert_eq!(waiting, [held(3, 1), held(5, 0)]);
     }
 
     #[test]

@@ -32,7 +32,8 @@ mod warm;
 
 pub use dispatch::{Action, Dispatch, Event, Rules};
 pub use lanes::{
-    Admit, Held, Progress, Released, admit, has_lane, known_after, pass_over, predecessor, release,
+    Admit, Held, Progress, Released, admit, has_lane, known_after, pass_over, pass_over_ended,
+    predecessor, release,
 };
 pub use memory::{INBOX_LIMIT, MemoryStore, REMEMBERED};
 pub use receipts::{Effect, Standing, effect, signer_of};

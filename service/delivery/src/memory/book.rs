@@ -16,7 +16,8 @@ use crate::{
     Accepted, Attempt, AttemptResult, Cancelled, Claim, Confirm, Correspondent, DeliveryRecord,
     Effect, Held, Inbound, InboxEntry, Message, Next, Progress, ReceiptIn, ReceiptOut, Received,
     Record, Seq, Settled, Standing, Submission, Target, Time, effect, has_lane, known_after,
-    may_follow, message_status, pass_over, predecessor, release, retry::later, signer_of,
+    may_follow, message_status, pass_over, pass_over_ended, predecessor, release, retry::later,
+    signer_of,
 };
 
 #[derive(Debug, Default)]
@@ -1017,11 +1018,7 @@ impl Book {
         let Some(known) = self.lanes_in.get_mut(lane) else { return };
         let Some(index) = known.held.iter().position(|held| held.id == id) else { return };
         let ended = known.held.swap_remove(index);
-        for held in &mut known.held {
-            if held.after == Some(ended.lane_seq) {
-                held.after = ended.after;
-            }
-        }
+        pass_over_ended(&mut known.held, ended.lane_seq, ended.after);
         self.release(lane, None);
     }
 

@@ -1,7 +1,8 @@
 //! Storing what comes from elsewhere, and ending what is over.
 
 use fieldpost_delivery::{
-    Correspondent, Held, Inbound, Progress, Settled, Time, known_after, pass_over, release,
+    Correspondent, Held, Inbound, Progress, Settled, Time, known_after, pass_over, pass_over_ended,
+    release,
 };
 use fieldpost_envelope::{LaneSeq, MessageId, MessageStatus, PeerId, Recipient};
 use sqlx::PgConnection;
@@ -218,6 +219,7 @@ impl Store {
         let mut lane = Lane::named(&mut transaction, sender, gateway, recipient, level).await?;
         pass_over(&mut lane.held, seq, inbound.after);
         let after = known_after(&lane.held, seq, inbound.after);
+        pass_over_ended(&mut lane.held, seq, after);
         lane.held.push(Held { lane_seq: seq, id: message.id, after });
         lane.release(&mut transaction, None, || self.acceptance_time(now)).await?;
         if self.announces {
@@ -277,8 +279,11 @@ impl Lane {
         mut position: impl FnMut() -> Time,
     ) -> sqlx::Result<Vec<MessageId>> {
         let released = release(&mut self.progress, &mut self.held, due);
+        // Of what found no room there is only a place: a gap before it is told by the next.
+        let mut untold = false;
         for message in &released {
-            sqlx::query!(
+            let gap = message.gap || untold && !message.late;
+            let shown = sqlx::query!(
                 r#"
                 with released as (
                     update inbound set position = $4, release_at = null
@@ -296,12 +301,17 @@ impl Lane {
                 self.sender,
                 self.recipient,
                 position(),
-                message.gap,
+                gap,
                 message.late,
             )
             .execute(&mut *connection)
             .await?;
+            untold = match shown.rows_affected() {
+                0 => untold || gap,
+                _ => untold && message.late,
+            };
         }
+        self.progress.owes_gap |= untold;
         for held in self.held.iter().filter(|held| !self.stored.contains(held)) {
             sqlx::query!(
                 r#"
