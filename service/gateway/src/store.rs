@@ -121,7 +121,9 @@ impl Store {
     /// To be called on that runtime.
     pub fn apart(&self) -> Self {
         let options = self.pool.connect_options();
-        let pool = schema::pool_of(schema::WRITER_POOL_SIZE, PgConnectOptions::clone(&options));
+        let options = PgConnectOptions::clone(&options);
+        // One from the start, before others have taken all that the database allows.
+        let pool = schema::pool_of(1, schema::WRITER_POOL_SIZE, options);
         Self { warm: WarmConnections::new(pool), ..self.clone() }
     }
 

@@ -564,8 +564,8 @@ impl Store {
 
     /// Counts a message accepted from `peer`.
     ///
-    /// Counts reach the database within about a second, by
-    /// [`flush_counters`](Self::flush_counters); a crash may lose those of the last 5 s.
+    /// Counts reach the database within about 5 s, by [`flush_counters`](Self::flush_counters); a
+    /// crash loses those that have not.
     pub fn count_sent(&self, peer: &PeerId) {
         self.counters.add(peer, Count { sent: 1, received: 0 });
     }

@@ -98,13 +98,14 @@ impl Durability {
 /// Every statement has a deadline, commits wait for the disk, and a connection that the database
 /// has dropped while it idled is replaced without a request noticing.
 pub fn pool(options: PgConnectOptions) -> PgPool {
-    pool_of(POOL_SIZE, options)
+    pool_of(0, POOL_SIZE, options)
 }
 
-/// The same with up to `size` connections.
-pub(super) fn pool_of(size: u32, options: PgConnectOptions) -> PgPool {
+/// The same with up to `most` connections, of which it keeps `least` open.
+pub(super) fn pool_of(least: u32, most: u32, options: PgConnectOptions) -> PgPool {
     PgPoolOptions::new()
-        .max_connections(size)
+        .min_connections(least)
+        .max_connections(most)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .idle_timeout(Duration::from_secs(300))
         .test_before_acquire(false)
