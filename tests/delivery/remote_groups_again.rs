@@ -49,12 +49,8 @@ async fn who_was_removed_and_asked_again_writes_at_once_whatever_was_dismissed_m
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_dismissed_out_of_turn_is_no_predecessor_either() {
-    let world = World::new(&[]).await;
+    let (world, said) = removed().await;
     let World { home, alice, group, .. } = &world;
-    let said = Said::of(&world);
-    add(alice, group, &said.address()).await;
-    assert_eq!(said.to(home, 1, None, ACCEPT).await.kind, ReceiptKind::Delivered);
-    remove(alice, group, &said.address()).await;
     // 4 comes before 3, and what names it before both, by a member again.
     assert_eq!(said.to(home, 2, Some(1), "gone").await.kind, ReceiptKind::Refused);
     assert_eq!(said.to(home, 4, Some(3), "gone").await.kind, ReceiptKind::Refused);
@@ -92,12 +88,8 @@ async fn what_waits_behind_something_dismissed_is_dismissed_with_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_dismissed_is_judged_anew_when_it_comes_again() {
-    let world = World::new(&[]).await;
+    let (world, said) = removed().await;
     let World { home, alice, group, .. } = &world;
-    let said = Said::of(&world);
-    add(alice, group, &said.address()).await;
-    assert_eq!(said.to(home, 1, None, ACCEPT).await.kind, ReceiptKind::Delivered);
-    remove(alice, group, &said.address()).await;
     let word = said.sign(3, Some(2), "once more");
     for _ in 0..2 {
         assert!(said.mallory.refusal(home, word.clone()).await.contains("not a member"));
@@ -151,6 +143,16 @@ async fn a_copy_of_the_removal_that_comes_late_does_not_end_what_was_accepted_si
 }
 
 const ACCEPT: &str = "group_accept";
+
+/// A world, and somebody who was a member of its group and was removed.
+async fn removed() -> (World, Said) {
+    let world = World::new(&[]).await;
+    let said = Said::of(&world);
+    add(&world.alice, &world.group, &said.address()).await;
+    assert_eq!(said.to(&world.home, 1, None, ACCEPT).await.kind, ReceiptKind::Delivered);
+    remove(&world.alice, &world.group, &said.address()).await;
+    (world, said)
+}
 
 /// Says things to the group of a world, each at its place.
 struct Said {

@@ -111,3 +111,16 @@ impl LinkIds {
         LinkId(self.0.fetch_add(1, Ordering::Relaxed))
     }
 }
+
+/// What happens next at a radio, but for room; for tests.
+#[cfg(test)]
+pub(crate) async fn next(radio: &mut impl Radio) -> RadioEvent {
+    let patience = std::time::Duration::from_secs(20);
+    loop {
+        let event = tokio::time::timeout(patience, radio.next()).await.expect("something happens");
+        match event.expect("the radio has not shut") {
+            RadioEvent::Room { .. } => {}
+            event => return event,
+        }
+    }
+}

@@ -10,7 +10,7 @@ use super::{
     medium::{Medium, Out},
     protocol::{ToField, ToRadio},
 };
-use crate::{LinkIds, Radio, RadioEvent, StreamAddress, TransmitError};
+use crate::{LinkIds, Radio, RadioEvent, StreamAddress, TransmitError, radio::next};
 
 const FIELD: &str = r#"{
     "seed": 7, "range_m": 30, "delay_ms": [10, 60],
@@ -175,18 +175,6 @@ async fn radios_of_two_processes_hear_each_other() {
         assert!(matches!(event, RadioEvent::Room { .. }), "{event:?}");
     }
     b.shutdown().await;
-}
-
-/// What happens next, but for room.
-async fn next(radio: &mut AirRadio) -> RadioEvent {
-    loop {
-        let event =
-            timeout(Duration::from_secs(20), radio.next()).await.expect("something happens");
-        match event.unwrap() {
-            RadioEvent::Room { .. } => {}
-            event => return event,
-        }
-    }
 }
 
 /// A field whose time the test moves.

@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{OUTGOING, StreamAddress, StreamRadio, read};
-use crate::{LinkIds, Radio, RadioEvent, TransmitError};
+use crate::{LinkIds, Radio, RadioEvent, TransmitError, radio::next};
 
 #[tokio::test]
 async fn frames_cross_a_unix_stream_both_ways_in_order() {
@@ -171,18 +171,6 @@ async fn up(radio: &mut StreamRadio) -> (LinkId, Role) {
     match next(radio).await {
         RadioEvent::Up { link, role, .. } => (link, role),
         other => panic!("{other:?}"),
-    }
-}
-
-/// What happens next, but for room.
-async fn next(radio: &mut StreamRadio) -> RadioEvent {
-    loop {
-        let event =
-            timeout(Duration::from_secs(20), radio.next()).await.expect("something happens");
-        match event.unwrap() {
-            RadioEvent::Room { .. } => {}
-            event => return event,
-        }
     }
 }
 
