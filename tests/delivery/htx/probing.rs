@@ -46,11 +46,8 @@ impl<'d> Front<'d> {
         let home = self.curl(&["--http2"], "/");
         assert!(home.contains("<html") && home.starts_with("HTTP/2 200"), "{home}");
         for pretence in [["-H", "Cookie: a=b; c=d"], ["-A", "probe"], ["-H", "Accept: x/y"]] {
-            assert_eq!(
-                self.curl(&[&["--http2"][..], &pretence].concat(), "/"),
-                home,
-                "{pretence:?}"
-            );
+            let pretends = || self.curl(&[&["--http2"][..], &pretence].concat(), "/");
+            self.same(&format!("{pretence:?}"), pretends, || self.curl(&["--http2"], "/"));
         }
         let old = self.curl(&["--http1.1"], "/");
         assert!(old.contains("<html") && old.starts_with("HTTP/1.1 200"), "{old}");
@@ -128,7 +125,7 @@ impl<'d> Front<'d> {
                 return;
             }
         }
-        panic!("a ticket that is {what} gets another answer:\n{}\n{}", with(), without());
+        panic!("who shows {what} gets another answer:\n{}\n{}", with(), without());
     }
 
     fn openssl(&self) {

@@ -410,7 +410,12 @@ pub fn free_port() -> u16 {
 pub(crate) fn reqwest_client(timeout: Duration) -> reqwest::Client {
     // Another test of this process may have chosen already; it chose the same.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder().timeout(timeout).build().expect("the client can be built")
+    reqwest::Client::builder()
+        .timeout(timeout)
+        // The gateway lets go of a connection after 30 s, which a request must not meet halfway.
+        .pool_idle_timeout(Duration::from_secs(20))
+        .build()
+        .expect("the client can be built")
 }
 
 /// The program: `FIELDPOST_BIN` if it is set, else built from these sources, beside this test.
