@@ -34,6 +34,13 @@ async fn the_postgres_store_keeps_its_word() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_back_into_reach_of_the_postgres_store_leaves_in_turns() {
+    let clock = Clock::default();
+    let store = fresh_store(&clock).await;
+    suite::leaves_in_turns(&store, clock.now()).await.expect("turns are kept");
+}
+
 async fn fresh_store(clock: &Clock) -> Store {
     let url = Postgres::fresh_database().await;
     let options = url.parse().expect("the harness gives good addresses");

@@ -574,7 +574,9 @@ pub trait Store {
         next: &Next,
     ) -> Result<Option<Settled>, Self::Error>;
 
-    /// Makes what waits for `targets` due now, and what backs off from them; returns how many.
+    /// Makes what waits for `targets` due now, and what backs off from them. With what was due
+    /// already it leaves in turns: the first of every lane, then the second, so that nobody waits
+    /// behind all that another has sent. Returns how many.
     async fn reached(&self, now: Time, targets: &[String]) -> Result<u64, Self::Error>;
 
     /// Stores a message from another gateway, or knows it already. `order_wait` is how long it may

@@ -17,6 +17,7 @@
 mod finale;
 mod inbound;
 mod outgoing;
+mod turns;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -31,6 +32,7 @@ use fieldpost_envelope::{GatewayId, PeerAddress, PeerId};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use thiserror::Error;
 
+pub use self::turns::leaves_in_turns;
 use self::{
     inbound::{Came, RemoteLane},
     outgoing::{Owed, Sent},

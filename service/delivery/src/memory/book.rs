@@ -494,21 +494,28 @@ impl Book {
     pub(super) fn reached(&mut self, now: Time, targets: &[String]) -> u64 {
         let is_reached =
             |key: &&Key| key.target.reached_through().is_some_and(|name| targets.contains(&name));
-        let backs_off = |key: &&Key| {
+        let is_pending = |key: &&Key| {
             self.deliveries.get(key).is_some_and(|delivery| match &delivery.part {
                 Part::Away(away) => {
                     delivery.status == MessageStatus::Pending
-                        && away.due > Some(now)
                         && !away.open_claims.contains(&away.claims)
                 }
                 Part::Here(_) => false,
             })
         };
-        let backing_off = self.attempts_due.iter().map(|(_, key)| key).filter(backs_off);
-        let keys: Vec<_> =
-            self.waiting.iter().chain(backing_off).filter(is_reached).cloned().collect();
+        let pending = self.attempts_due.iter().map(|(_, key)| key).filter(is_pending);
+        let mut keys: Vec<_> =
+            self.waiting.iter().chain(pending).filter(is_reached).cloned().collect();
+        keys.sort_by_key(|key| self.deliveries[key].accepted_at);
+        let mut turns: BTreeMap<_, i64> = BTreeMap::new();
         for key in &keys {
-            self.set_due(key, Some(now));
+            let level = self.deliveries[key].message.min_anonymity;
+            let turn = turns.entry((&key.sender, &key.target, level)).or_default();
+            *turn = (*turn + 1).min(1_000_000);
+            // A moment of the past, so that all is due now; what has been due for longer stays ahead.
+            let at = now - TimeDelta::seconds(1) + TimeDelta::microseconds(*turn);
+            let due = self.due(key).map_or(at, |due| due.min(at));
+            self.set_due(key, Some(due));
         }
         keys.len() as u64
     }
@@ -927,6 +934,13 @@ impl Book {
             None => {
                 self.waiting.insert(key.clone());
             }
+        }
+    }
+
+    fn due(&self, key: &Key) -> Option<Time> {
+        match &self.deliveries.get(key)?.part {
+            Part::Away(away) => away.due,
+            Part::Here(_) => None,
         }
     }
 

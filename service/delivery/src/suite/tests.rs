@@ -57,6 +57,11 @@ fn the_memory_store_keeps_its_word() {
 }
 
 #[test]
+fn what_comes_back_into_reach_of_the_memory_store_leaves_in_turns() {
+    ready(leaves_in_turns(&MemoryStore::new(), start())).unwrap();
+}
+
+#[test]
 fn the_same_seed_does_the_same() {
     let summary = || ready(run(&MemoryStore::new(), 7, 300, start())).unwrap();
     assert_eq!(summary(), summary());

@@ -144,9 +144,22 @@ impl Store {
     pub(super) async fn wake_targets(&self, now: Time, targets: &[String]) -> sqlx::Result<u64> {
         sqlx::query!(
             r#"
-            update outbox set next_attempt_at = $1, waits_for = null
-            where target = any($2) and stage < 2 and not claimed
-              and (next_attempt_at is null or stage = 0 and next_attempt_at > $1)
+            update outbox o set next_attempt_at = w.turn, waits_for = null
+            from (
+                -- Turns are a moment of the past, so that all is due now, one microsecond apart.
+                -- What has been due for longer stays ahead.
+                select message_id, sender, recipient,
+                       least(next_attempt_at, $1::timestamptz - interval '1 second'
+                           + interval '1 microsecond' * least(1000000, row_number() over (
+                               partition by sender, recipient, level order by accepted_at
+                           ))
+                       ) as turn
+                from outbox
+                where target = any($2) and not claimed
+                  and (stage = 0 or stage = 1 and next_attempt_at is null)
+            ) w
+            where (o.message_id, o.sender, o.recipient) = (w.message_id, w.sender, w.recipient)
+              and o.stage < 2 and not o.claimed
             "#,
             now,
             targets,
