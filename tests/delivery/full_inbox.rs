@@ -87,6 +87,9 @@ async fn what_somebody_missed_can_be_sent_again_and_withdrawn() {
     // A message to one peer is refused as a whole.
     let refused = alice.send(&Draft::text("bob", "too much")).await.unwrap_err();
     assert_eq!(refused.status(), Some(507));
+    // Room would not help whoever uses an id twice.
+    let other = Draft { message_id: draft.message_id, ..Draft::text("bob", "too much") };
+    assert_eq!(alice.send(&other).await.unwrap_err().status(), Some(409));
     // Room that was given back is found by counting again, every two seconds at most.
     until(|| async { alice.send(&Draft::text("carol", "hello")).await.is_ok() }).await;
     assert_eq!(take(&carol, 1).await[0].content.as_deref(), Some("hello"));

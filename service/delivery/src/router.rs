@@ -457,12 +457,13 @@ fn score(now: Time, candidate: &Candidate<'_>) -> f64 {
 
 fn reason(question: &Question<'_>, candidate: &Candidate<'_>, at_once: bool) -> String {
     let measured = candidate.measured.describe(question.now);
-    let why = if question.required.is_some() {
+    // A broadcast is owed to each transport by itself, whatever the sender wishes.
+    let why = if question.recipient == RecipientKind::Broadcast {
+        "carries broadcasts".into()
+    } else if question.required.is_some() {
         "required by the sender".into()
     } else if question.preference == Some(candidate.name) {
         "preferred by the sender".into()
-    } else if question.recipient == RecipientKind::Broadcast {
-        "carries broadcasts".into()
     } else {
         match candidate.priority {
             Some(rank) => format!("priority {}", rank + 1),

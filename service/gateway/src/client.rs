@@ -110,7 +110,7 @@ impl Connection {
 
     /// The gateway without a caller.
     fn anonymous(&self) -> Result<Api, ClientError> {
-        Api::new(&self.url)
+        Api::new(&self.url, self.output())
     }
 
     /// The gateway as seen by `peer`, or by the one peer whose token is known if none is named.

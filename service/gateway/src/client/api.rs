@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::time::Instant;
 
-use super::ClientError;
+use super::{ClientError, Output};
 use crate::http::caller::PEER_HEADER;
 
 /// A gateway as one caller sees it.
@@ -22,6 +22,7 @@ pub(super) struct Api {
     base: Url,
     peer: Option<PeerId>,
     token: Option<SecretString>,
+    output: Output,
 }
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,7 +32,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const ANSWER_LIMIT: usize = 16 << 20;
 
 impl Api {
-    pub(super) fn new(url: &str) -> Result<Self, ClientError> {
+    pub(super) fn new(url: &str, output: Output) -> Result<Self, ClientError> {
         let base = parse_base(url).map_err(|problem| {
             ClientError::Usage(format!(
                 "--url {url}: {problem}; write for example http://127.0.0.1:8000"
@@ -47,7 +48,7 @@ impl Api {
                 url: base.to_string(),
                 cause: innermost(&error),
             })?;
-        Ok(Self { client, base, peer: None, token: None })
+        Ok(Self { client, base, peer: None, token: None, output })
     }
 
     pub(super) fn calling_as(self, peer: Option<PeerId>, token: Option<SecretString>) -> Self {
@@ -144,13 +145,14 @@ impl Api {
 
     /// As [`call`](Self::call), again and again while the failure may pass and `deadline` allows.
     ///
-    /// Only for requests that are safe to repeat.
+    /// Only for requests that are safe to repeat. Says on standard error what it waits for, once.
     pub(super) async fn persist<T: DeserializeOwned>(
         &self,
         deadline: Instant,
         request: impl Fn() -> RequestBuilder,
     ) -> Result<T, ClientError> {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+        let mut has_told = false;
         loop {
             let error = match self.call(request()).await {
                 Ok(answer) => return Ok(answer),
@@ -159,6 +161,11 @@ impl Api {
             let pause = error.retry_after().unwrap_or_default() + backoff.next();
             if !error.is_passing() || Instant::now() + pause > deadline {
                 return Err(error);
+            }
+            if !has_told {
+                has_told = true;
+                let left = deadline.duration_since(Instant::now()).as_secs_f64();
+                self.output.note(&format!("{error}; trying again for {left:.0} s"));
             }
             tokio::time::sleep(pause).await;
         }
@@ -292,7 +299,7 @@ mod tests {
     fn a_wrong_address_is_told_what_would_be_right() {
         for bad in ["localhost:8000", "ftp://host", "http://", "http://host/?a=b", "http://me@host"]
         {
-            let error = Api::new(bad).unwrap_err();
+            let error = Api::new(bad, Output::new(true)).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{bad}");
             assert!(error.to_string().contains("http://127.0.0.1:8000"), "{error}");
         }
@@ -330,6 +337,6 @@ mod tests {
 
     fn api(url: &str) -> Api {
         drop(rustls::crypto::ring::default_provider().install_default());
-        Api::new(url).unwrap()
+        Api::new(url, Output::new(true)).unwrap()
     }
 }

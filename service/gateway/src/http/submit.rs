@@ -217,7 +217,12 @@ async fn take(
     let name = sender.as_str();
     let full = gateway.quotas.reserve(&asked, name, size).await?;
     if let Some(first) = full.first().filter(|_| full.len() == asked.len()) {
-        return Err(ApiError::storage_full(first.to_string()));
+        // Room would not help whoever gives an id twice.
+        let (now, fingerprint) = (gateway.clock.now(), &submission.fingerprint);
+        return Err(match gateway.store.accepted_as(now, id, sender, fingerprint).await? {
+            Some(Accepted::Conflict) => used_id(id, sender),
+            _ => ApiError::storage_full(first.to_string()),
+        });
     }
     fail_full(&mut submission, &full);
     let failures = submission.failures.clone();
@@ -259,15 +264,19 @@ async fn take(
         }
         Ok(Accepted::Conflict) => {
             give_back();
-            Err(ApiError::conflict(format!(
-                "message_id {id} names another message of {sender}: choose a new id"
-            )))
+            Err(used_id(id, sender))
         }
         Err(error) => {
             give_back();
             Err(refusal(&error))
         }
     }
+}
+
+fn used_id(id: MessageId, sender: &PeerId) -> ApiError {
+    ApiError::conflict(format!(
+        "message_id {id} names another message of {sender}: choose a new id"
+    ))
 }
 
 /// Turns the deliveries to those whose storage is full into failures.
