@@ -32,11 +32,9 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
             ));
         }
         let bytes = body(request, state).await?;
-        parse(&bytes).map(Self).map_err(|rejection| match rejection {
-            JsonRejection::JsonDataError(error) => {
-                ApiError::invalid("body", wording::json(&error.body_text()))
-            }
-            other => ApiError::bad_request(wording::json(&other.body_text())),
+        parse(&bytes).map(Self).map_err(|unreadable| match unreadable {
+            Unreadable::Value(text) => ApiError::invalid("body", text),
+            Unreadable::Syntax(text) => ApiError::bad_request(text),
         })
     }
 }
@@ -58,18 +56,43 @@ async fn body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, ApiE
         .map_err(|rejection| body_error(rejection.status(), &rejection.body_text()))
 }
 
+/// Why a body is not what was asked for, in words for whoever wrote it.
+#[derive(Debug)]
+enum Unreadable {
+    /// It is no JSON.
+    Syntax(String),
+    /// It is JSON, and not this.
+    Value(String),
+}
+
 /// Reads JSON. To JSON `12.0` is the whole number 12 (RFC 8259), which the parser alone does not
 /// admit where it expects one.
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, JsonRejection> {
-    match axum::Json::<T>::from_bytes(bytes) {
-        Ok(axum::Json(value)) => Ok(value),
-        Err(rejection @ JsonRejection::JsonDataError(_)) => serde_json::from_slice::<Value>(bytes)
-            .ok()
-            .and_then(|mut value| make_whole(&mut value).then_some(value))
-            .and_then(|value| serde_json::from_value(value).ok())
-            .ok_or(rejection),
-        Err(rejection) => Err(rejection),
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Unreadable> {
+    let rejection = match axum::Json::<T>::from_bytes(bytes) {
+        Ok(axum::Json(value)) => return Ok(value),
+        Err(rejection) => rejection,
+    };
+    let text = wording::json(&rejection.body_text());
+    let Ok(mut value) = serde_json::from_slice::<Value>(bytes) else {
+        return Err(Unreadable::Syntax(text));
+    };
+    // A field that is given twice is once in the value.
+    if make_whole(&mut value)
+        && let Ok(read) = T::deserialize(&value)
+    {
+        return Ok(read);
     }
+    Err(Unreadable::Value(match rejection {
+        JsonRejection::JsonDataError(_) => text,
+        // To the parser, a number where a word is expected is no JSON.
+        _ => typed::<T>(value).err().unwrap_or(text),
+    }))
+}
+
+/// Reads a value that was parsed already; what is wrong with it is said by field, expected, found.
+pub(super) fn typed<T: DeserializeOwned>(mut value: Value) -> Result<T, String> {
+    make_whole(&mut value);
+    serde_path_to_error::deserialize(value).map_err(|error| wording::json(&error.to_string()))
 }
 
 /// Rewrites numbers such as `12.0` as whole ones; tells whether there was any.
@@ -116,9 +139,9 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for LenientJson<T> {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         let bytes = body(request, state).await?;
-        parse(&bytes)
-            .map(Self)
-            .map_err(|rejection| ApiError::invalid("body", wording::json(&rejection.body_text())))
+        parse(&bytes).map(Self).map_err(|unreadable| match unreadable {
+            Unreadable::Syntax(text) | Unreadable::Value(text) => ApiError::invalid("body", text),
+        })
     }
 }
 
@@ -177,8 +200,27 @@ mod tests {
         for bad in ["12.5", "1e300", "\"12\"", "null"] {
             let body = format!(r#"{{"limit": {bad}, "ratio": 1}}"#);
             let refusal = parse::<Page>(body.as_bytes()).unwrap_err();
-            assert!(matches!(refusal, JsonRejection::JsonDataError(_)), "{bad}: {refusal}");
+            assert!(matches!(refusal, Unreadable::Value(_)), "{bad}: {refusal:?}");
         }
+    }
+
+    #[test]
+    fn a_number_for_a_word_is_a_wrong_value_and_named_by_its_field() {
+        #[derive(Debug, Deserialize)]
+        #[serde(rename_all = "lowercase")]
+        enum Color {
+            Red,
+        }
+        #[derive(Debug, Deserialize)]
+        struct Paint {
+            color: Color,
+        }
+        let Err(Unreadable::Value(text)) = parse::<Paint>(br#"{"color": 5}"#) else {
+            panic!("5 is JSON and no color");
+        };
+        assert_eq!(text, "color: expected a text, found the number 5");
+        assert!(matches!(parse::<Paint>(b"{"), Err(Unreadable::Syntax(_))));
+        assert!(matches!(parse(br#"{"color": "red"}"#), Ok(Paint { color: Color::Red })));
     }
 
     #[test]

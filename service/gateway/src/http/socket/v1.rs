@@ -2,17 +2,17 @@
 
 use fieldpost_delivery::{InboxEntry, Settled};
 use fieldpost_envelope::PeerId;
-use serde::{Deserialize, Serialize};
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use super::{Asked, Malformed};
 use crate::{
     http::{
         error::ApiError,
+        extract,
         inbox::{Confirmation, InboxMessage},
         messages::{DeliveryState, MessageAccepted, SendMessage},
         submit::Submitted,
-        wording,
     },
     subscribers::Event,
 };
@@ -52,9 +52,8 @@ pub(super) fn parse(text: &str, peer: &PeerId) -> Result<Asked, Malformed> {
     }
 }
 
-fn read<T: for<'de> Deserialize<'de>>(frame: Value) -> Result<T, ApiError> {
-    serde_json::from_value(frame)
-        .map_err(|error| ApiError::invalid("frame", wording::json(&error.to_string())))
+fn read<T: DeserializeOwned>(frame: Value) -> Result<T, ApiError> {
+    extract::typed(frame).map_err(|text| ApiError::invalid("frame", text))
 }
 
 #[derive(Serialize)]
