@@ -133,6 +133,7 @@ struct Outbox {
     /// Told to the deliveries under way.
     returns: broadcast::Sender<Return>,
     warm: Mutex<Warm>,
+    turnstiles: receipts::Turnstiles,
 }
 
 /// Targets that have come into reach over a transport.
@@ -153,7 +154,15 @@ impl Outbox {
         let rng = StdRng::try_from_rng(&mut SysRng)
             .unwrap_or_else(|_| StdRng::seed_from_u64(gateway.replica.as_u64_pair().0));
         let (returns, _) = broadcast::channel(RETURNS);
-        Self { gateway, awaited, rules, rng: Mutex::new(rng), returns, warm: Mutex::default() }
+        Self {
+            gateway,
+            awaited,
+            rules,
+            rng: Mutex::new(rng),
+            returns,
+            warm: Mutex::default(),
+            turnstiles: receipts::Turnstiles::default(),
+        }
     }
 
     fn warm(&self) -> MutexGuard<'_, Warm> {

@@ -1,11 +1,18 @@
 //! Receipts, both ways: sending those that are owed, and settling those that came.
 
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use chrono::TimeDelta;
 use fieldpost_delivery::{Backoff, Correspondent, ReceiptOut, Store as _};
 use fieldpost_envelope::{GatewayId, Receipt, ReceiptKind, SignedEnvelope, limits};
-use tokio::time::timeout;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 use tracing::instrument;
 
 use crate::{
@@ -86,7 +93,9 @@ async fn deliver(
     let gateway = &outbox.gateway;
     let Errand { receipt, is_kept } = errand;
     let mut answers = outbox.awaited.wait_for(envelope.digest());
+    let turn = outbox.turnstiles.pass(to).await;
     let left = leave(outbox, receipt, to, &envelope).await;
+    drop(turn);
     let later = |backoff: Backoff| {
         let wait = backoff.wait(receipt.attempt, &mut *outbox.rng());
         gateway.clock.now() + TimeDelta::from_std(wait).unwrap_or(TimeDelta::hours(1))
@@ -128,6 +137,32 @@ const ANSWER_WAIT: Duration = Duration::from_secs(1);
 const ANSWER_LIFETIME: TimeDelta = TimeDelta::days(1);
 /// The longest wait before a receipt without an answer is sent again.
 const LONGEST_SILENCE: Duration = Duration::from_secs(3600);
+
+/// Lets few receipts at a time into the ways to one gateway, so that messages do not wait there
+/// behind all that are owed.
+#[derive(Debug, Default)]
+pub(super) struct Turnstiles(Mutex<HashMap<GatewayId, Arc<Semaphore>>>);
+
+impl Turnstiles {
+    /// Waits for a turn, which ends when the permit is dropped; `None` never happens while this
+    /// lives.
+    async fn pass(&self, to: GatewayId) -> Option<OwnedSemaphorePermit> {
+        let turnstile = {
+            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if all.len() >= TURNSTILES {
+                // Whoever passes or waits holds one.
+                all.retain(|_, turnstile| Arc::strong_count(turnstile) > 1);
+            }
+            all.entry(to).or_insert_with(|| Arc::new(Semaphore::new(LEAVING))).clone()
+        };
+        turnstile.acquire_owned().await.ok()
+    }
+}
+
+/// Receipts that are on their way into a transport for one gateway at once.
+const LEAVING: usize = 256;
+/// From so many on, those that nobody uses are forgotten.
+const TURNSTILES: usize = 1024;
 
 /// Whether a transport took charge.
 async fn leave(
