@@ -58,7 +58,7 @@ mod words;
 pub use access::{MAX_INVITES, MAX_TICKETS, NONCE_LIFETIME, Renewed, TICKET_LIFETIME, TokenHolder};
 pub use bus::{Wake, Wakes};
 pub use federation::{OwedReceipt, QueueDepths};
-pub use groups::{FanOut, GroupTraffic};
+pub use groups::traffic::{FanOut, GroupTraffic};
 pub use messages::{Page, conversation, may_be_known, status_of};
 pub use mirrored::Traffic;
 pub use node_keys::NODE_KEY_LEASE;

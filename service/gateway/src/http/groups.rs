@@ -21,7 +21,9 @@ use crate::{
     store::{
         group_inbound::GroupWord,
         groups::{
-            Actor, GroupRecord, GroupRefusal, MemberRecord, NewGroup, Role, Succession, UnknownRole,
+            GroupRecord, GroupRefusal, NewGroup,
+            members::{Actor, MemberRecord, Role, UnknownRole},
+            removal::Succession,
         },
     },
 };

@@ -32,7 +32,7 @@ use self::{
 };
 use crate::store::{
     Store,
-    groups::{INVITATION_LIFETIME, lock_group},
+    groups::{invitations::INVITATION_LIFETIME, lock_group},
     remote_files::RemoteFile,
     words,
 };

@@ -22,7 +22,7 @@ use crate::{
     inbox::groups::{GROUP_CLOSED, GROUP_INVITE, GROUP_REMOVED},
     store::{
         group_inbound::GroupWord,
-        groups::{Invitation, Removal},
+        groups::{invitations::Invitation, removal::Removal},
         remote_groups::{Membership, RemoteGroup, RemoteGroupRecord},
     },
 };

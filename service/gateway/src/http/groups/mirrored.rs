@@ -21,7 +21,9 @@ use crate::{
         fields::{self, mirrored_time},
     },
     store::groups::{
-        Actor, GroupRecord, GroupRefusal, MEMBERS_PER_GROUP, MemberRecord, Role, Succession,
+        GroupRecord, GroupRefusal, MEMBERS_PER_GROUP,
+        members::{Actor, MemberRecord, Role},
+        removal::Succession,
     },
 };
 

@@ -4,7 +4,7 @@ use fieldpost_delivery::Time;
 use sqlx::PgConnection;
 
 use super::{GroupInbound, GroupWord};
-use crate::store::groups::INVITATION_LIFETIME;
+use crate::store::groups::invitations::INVITATION_LIFETIME;
 
 /// How the sender of something stands to the group.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -1,0 +1,188 @@
+//! What waits for the client of a peer of this gateway, is shown to it and confirmed by it.
+
+use std::collections::BTreeMap;
+
+use fieldpost_envelope::{MessageStatus, PeerId, ReceiptKind};
+
+use super::{
+    Book,
+    delivery::{Delivery, Here, Key, Part, Place},
+};
+use crate::{Confirm, InboxEntry, Seq, Settled, Target, Time};
+
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    last_seq: Seq,
+    last_order: u64,
+    pub(super) waits: BTreeMap<u64, Key>,
+    /// Shown and owed.
+    pub(super) shown: BTreeMap<Seq, Key>,
+    /// Shown and then expired; a late confirmation still counts.
+    pub(super) lapsed: BTreeMap<Seq, Key>,
+    /// Delivered and not yet read.
+    pub(super) unread: BTreeMap<Seq, Key>,
+    pub(super) held: usize,
+}
+
+impl Book {
+    pub(in crate::memory) fn show(
+        &mut self,
+        now: Time,
+        peer: &PeerId,
+        after: Seq,
+        limit: usize,
+    ) -> Vec<InboxEntry> {
+        self.hand_gaps_on(now, peer);
+        let Some(inbox) = self.inboxes.get_mut(peer) else { return Vec::new() };
+        let deliveries = &mut self.deliveries;
+        let mut entries = Vec::new();
+        for (seq, key) in inbox.shown.range(after.max(0).saturating_add(1)..) {
+            let Some(delivery) = deliveries.get(key) else { continue };
+            if entries.len() < limit && delivery.message.expires_at > now {
+                entries.push(delivery.entry(*seq));
+            }
+        }
+        let mut given = Vec::new();
+        for (order, key) in &inbox.waits {
+            // A cursor from before a restore is ahead of us: nothing can stand above it yet.
+            if entries.len() >= limit || inbox.last_seq < after {
+                break;
+            }
+            let Some(delivery) = deliveries.get_mut(key) else { continue };
+            if delivery.message.expires_at <= now {
+                continue;
+            }
+            inbox.last_seq += 1;
+            delivery.show(now, inbox.last_seq);
+            entries.push(delivery.entry(inbox.last_seq));
+            given.push((*order, inbox.last_seq));
+        }
+        for (order, seq) in given {
+            if let Some(key) = inbox.waits.remove(&order) {
+                self.shown.entry((peer.clone(), key.id)).or_default().insert(key.clone());
+                inbox.shown.insert(seq, key);
+            }
+        }
+        entries
+    }
+
+    pub(in crate::memory) fn confirm(
+        &mut self,
+        now: Time,
+        peer: &PeerId,
+        what: &Confirm,
+        read: bool,
+    ) -> Vec<Settled> {
+        let keys = match what {
+            Confirm::UpTo(seq) => {
+                self.inboxes.get(peer).map(|inbox| inbox.up_to(*seq, read)).unwrap_or_default()
+            }
+            Confirm::Messages(names) => names
+                .iter()
+                .flat_map(|(id, sender)| {
+                    let shown = self.shown.get(&(peer.clone(), *id)).into_iter().flatten();
+                    shown.filter(move |key| sender.as_ref().is_none_or(|name| *name == key.sender))
+                })
+                .cloned()
+                .collect(),
+        };
+        keys.into_iter().filter_map(|key| self.confirm_one(now, peer, key, read)).collect()
+    }
+
+    fn confirm_one(&mut self, now: Time, peer: &PeerId, key: Key, read: bool) -> Option<Settled> {
+        let (status, kind) = match read {
+            true => (MessageStatus::Read, ReceiptKind::Read),
+            false => (MessageStatus::Delivered, ReceiptKind::Delivered),
+        };
+        let settled = self.end(now, &key, status, None)?;
+        self.owe_receipt(now, &key, kind, None);
+        let delivery = self.deliveries.get(&key)?;
+        if let (Part::Here(Here { place: Place::Shown(seq), .. }), Some(inbox)) =
+            (&delivery.part, self.inboxes.get_mut(peer))
+        {
+            inbox.lapsed.remove(seq);
+            if read {
+                inbox.unread.remove(seq);
+            } else {
+                inbox.unread.insert(*seq, key);
+            }
+        }
+        Some(settled)
+    }
+
+    /// A recipient may confirm what it was shown in time even when the time has run out since.
+    pub(super) fn keep_lapsed(&mut self, key: &Key) {
+        let Target::Local(peer) = &key.target else { return };
+        let Some(Delivery { part: Part::Here(Here { place: Place::Shown(seq), .. }), .. }) =
+            self.deliveries.get(key)
+        else {
+            return;
+        };
+        if let Some(inbox) = self.inboxes.get_mut(peer) {
+            inbox.lapsed.insert(*seq, key.clone());
+        }
+    }
+
+    /// Hands on the gaps of messages whose time is over, before anything behind them is shown.
+    fn hand_gaps_on(&mut self, now: Time, peer: &PeerId) {
+        while let Some((order, key)) = self.unseen_gap(now, peer) {
+            if let Some(Delivery { part: Part::Here(here), .. }) = self.deliveries.get_mut(&key) {
+                here.gap = false;
+            }
+            self.hand_gap_on(&key, order);
+        }
+    }
+
+    fn unseen_gap(&self, now: Time, peer: &PeerId) -> Option<(u64, Key)> {
+        let mut waits = self.inboxes.get(peer)?.waits.iter();
+        let (order, key) = waits.find(|(_, key)| {
+            self.deliveries.get(key).is_some_and(|delivery| {
+                let has_gap = matches!(&delivery.part, Part::Here(here) if here.gap);
+                has_gap && delivery.message.expires_at <= now
+            })
+        })?;
+        Some((*order, key.clone()))
+    }
+
+    /// Lets the next message of a lane say that something is missing, instead of one that nobody has
+    /// seen and nobody will.
+    pub(super) fn hand_gap_on(&mut self, key: &Key, order: u64) {
+        let Some((lane, _)) = self.lane_in(key) else { return };
+        let Target::Local(peer) = &key.target else { return };
+        let waits = self.inboxes.get(peer).map(|inbox| &inbox.waits);
+        let mut behind = waits.into_iter().flat_map(|waits| waits.range(order + 1..));
+        let is_next = |(_, other): &(&u64, &Key)| {
+            let Some(Part::Here(here)) = self.deliveries.get(other).map(|one| &one.part) else {
+                return false;
+            };
+            let other = here.arrival.as_ref().and_then(|arrival| arrival.lane.as_ref());
+            !here.late && other.is_some_and(|(of, _)| *of == lane)
+        };
+        let next = behind.find(is_next).map(|(_, next)| next.clone());
+        match next.and_then(|next| self.deliveries.get_mut(&next)) {
+            Some(Delivery { part: Part::Here(here), .. }) => here.gap = true,
+            _ => self.lanes_in.entry(lane).or_default().progress.owes_gap = true,
+        }
+    }
+}
+
+impl Inbox {
+    pub(super) fn enqueue(&mut self, key: Key) -> Place {
+        self.last_order += 1;
+        self.waits.insert(self.last_order, key);
+        Place::Waits(self.last_order)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.waits.len() + self.shown.len() + self.held
+    }
+
+    fn up_to(&self, seq: Seq, read: bool) -> Vec<Key> {
+        let mut keys: BTreeMap<Seq, Key> = BTreeMap::new();
+        for shown in [Some(&self.shown), Some(&self.lapsed), read.then_some(&self.unread)] {
+            let shown = shown.into_iter().flat_map(|shown| shown.range(..=seq));
+            keys.extend(shown.map(|(seq, key)| (*seq, key.clone())));
+        }
+        keys.into_values().collect()
+    }
+}
