@@ -53,7 +53,7 @@ pub use self::{
 struct Memory {
     /// Each new one would cost a connection to the bus for good.
     manager: Option<Manager>,
-    /// The problem that was logged last, while it lasts.
+    /// The problem that was logged last, since it was on the air.
     told: Option<String>,
 }
 
@@ -151,13 +151,15 @@ async fn keep(adapter: Option<String>, links: Links, seed: u64, kept: Kept) {
         let problem = system::run(adapter.as_deref(), manager, &links, rng.random()).await;
         links.close_all().await;
         let was_on_air = links.status().borrow().adapter.is_some();
-        if was_on_air || told.as_ref() != Some(&problem) {
+        // Before it was ever on the air, whoever opens it says why not.
+        let is_ours = was_on_air || told.is_some();
+        if was_on_air || told.as_ref().is_some_and(|told| *told != problem) {
             tracing::warn!(problem, "the Bluetooth radio is off the air; it goes on looking");
         } else {
             tracing::debug!(problem, "the Bluetooth radio is still off the air");
         }
         links.status().send_replace(BluetoothStatus::unavailable(problem.clone()));
-        *told = Some(problem);
+        *told = is_ours.then_some(problem);
         if began.elapsed() >= GOOD {
             wait = FIRST_RETRY;
         }

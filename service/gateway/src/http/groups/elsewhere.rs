@@ -218,7 +218,11 @@ pub(super) async fn send_invitation(
     invitation: Invitation,
 ) -> Result<(), ApiError> {
     let Invitation { message, inviter, group_name, is_new } = invitation;
-    let text = format!("{inviter} invites you to the group {group_name}.");
+    let home = gateway.store.identity()?.gateway_id;
+    let text = format!(
+        "{inviter} invites you to the group {group_name}. \
+         POST /v1/groups/{group}@{home}/accept takes you in, the same with /decline says no."
+    );
     let about = about(gateway, group, &group_name, true)?;
     let to = Recipient::Peer(peer.clone());
     let level = AnonymityLevel::NONE;
