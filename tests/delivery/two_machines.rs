@@ -1,5 +1,8 @@
 //! Two gateways on two machines, joined by a cable and by nothing else: no configuration, no
 //! internet, real QUIC. The machines are network namespaces.
+//!
+//! `CUTS`, `DOWN` (seconds) and `PAUSE` (milliseconds, the longest between two messages of one of the
+//! twelve senders) make up the long form: `./dev prove chaos CUTS=20 PAUSE=100`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -91,14 +94,16 @@ async fn cut_and_return(cuts: u64, down: u64) {
     eprintln!("seed {seed}, {cuts} cuts of {down} s");
     let two = Two::start().await;
     let homes = [two.one.client(), two.other.client()];
-    let clients = Load::register_across(&homes, Shape::default()).await;
+    let pause = Duration::from_millis(setting("PAUSE", 20));
+    let shape = Shape { pause, ..Shape::default() };
+    let clients = Load::register_across(&homes, shape).await;
     let names: Vec<String> = clients.iter().map(|client| client.peer().to_owned()).collect();
     for (client, name) in clients.iter().zip(names.iter().cycle().skip(1)) {
         lists(client, name).await;
     }
     let probes = [two.one.register("probe-a").await, two.other.register("probe-b").await];
     lists(&probes[0], "probe-b").await;
-    let load = Load::start_across(clients, Shape::default(), seed);
+    let load = Load::start_across(clients, shape, seed);
     let mut resumed = Vec::new();
     for _ in 0..cuts {
         load.wait_for_accepted(200, PATIENCE).await;
