@@ -18,7 +18,6 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     Gateway,
     http::{
-        bitchat,
         caller::Caller,
         error::{ApiError, Detail},
         extract::LenientJson,
@@ -60,7 +59,7 @@ pub(super) async fn health(
     State(gateway): State<Gateway>,
     caller: Caller,
 ) -> Result<axum::Json<BetanetHealth>, ApiError> {
-    bitchat::viewer(&caller)?;
+    caller.viewer()?;
     let (status, message) = judge(&gateway);
     let own = gateway.mixnet.descriptor();
     let own = own.as_ref().and_then(|descriptor| descriptor.verify().ok());
@@ -119,7 +118,7 @@ pub(super) async fn status(
     State(gateway): State<Gateway>,
     caller: Caller,
 ) -> Result<axum::Json<BetanetStatus>, ApiError> {
-    bitchat::viewer(&caller)?;
+    caller.viewer()?;
     let planned = gateway.store.node_count().await?;
     let now = gateway.clock.now();
     let (status, _) = judge(&gateway);
@@ -179,7 +178,7 @@ pub(super) async fn deploy(
     caller: Caller,
     LenientJson(request): LenientJson<BetanetDeploy>,
 ) -> Result<axum::Json<BetanetDeployed>, ApiError> {
-    bitchat::viewer(&caller)?;
+    caller.viewer()?;
     fields::text("node_type", request.node_type, 1, 50)?;
     fields::text("region", request.region, 0, 50)?;
     let Some(id) = gateway.mixnet.id() else {

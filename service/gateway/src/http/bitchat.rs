@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::{
     Gateway,
-    http::{caller::Caller, error::ApiError, fields::mirrored_time},
+    http::{error::ApiError, fields::mirrored_time},
 };
 
 /// The routes of `/api/bitchat` but those of groups, files and sockets.
@@ -44,19 +44,6 @@ pub(super) mod label {
     pub(crate) const NONCE: &str = "nonce";
     /// The time to live in seconds, as it was given.
     pub(crate) const TTL: &str = "ttl";
-}
-
-/// Who looks: a peer; nobody in particular for operators and, with `--auth open`, for those who do
-/// not say.
-///
-/// # Errors
-///
-/// 401 without a token where one is needed.
-pub(super) fn viewer(caller: &Caller) -> Result<Option<PeerId>, ApiError> {
-    if caller.is_open() || caller.is_operator() {
-        return Ok(caller.peer().cloned());
-    }
-    caller.require().map(Some)
 }
 
 /// A name that no peer can have names no peer.

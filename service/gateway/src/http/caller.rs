@@ -65,6 +65,19 @@ impl Caller {
         })
     }
 
+    /// Who looks: a peer; nobody in particular for operators and, with `--auth open`, for those who do
+    /// not say.
+    ///
+    /// # Errors
+    ///
+    /// 401 without a token where one is needed.
+    pub fn viewer(&self) -> Result<Option<PeerId>, ApiError> {
+        if self.open || self.operator {
+            return Ok(self.peer.clone());
+        }
+        self.require().map(Some)
+    }
+
     /// The peer that acts when the request itself names `claimed` in its path or body.
     ///
     /// # Errors

@@ -120,11 +120,9 @@ pub(super) async fn list(
     caller: Caller,
     Query(page): Query<PageQuery>,
 ) -> Result<axum::Json<FileList>, ApiError> {
-    if caller.peer().is_none() && !caller.is_open() && !caller.is_operator() {
-        caller.require()?;
-    }
+    let uploader = caller.viewer()?;
     let limit = page.limit()?;
-    let files = gateway.store.files_page(caller.peer(), &page.after()?, limit).await?;
+    let files = gateway.store.files_page(uploader.as_ref(), &page.after()?, limit).await?;
     let next = fields::next_cursor(&files, limit, |file| &file.id);
     let files = files.iter().map(|file| File::of(file, None)).collect();
     Ok(axum::Json(FileList { files, next }))
@@ -196,10 +194,7 @@ pub(super) async fn delete(
     caller: Caller,
     Path(file_id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
-    let uploader = match reader(&caller)? {
-        FileReader::Peer(peer) => FileReader::Uploader(peer),
-        other => other,
-    };
+    let uploader = as_uploader(reader(&caller)?);
     let file = gateway.store.file(known_file(&file_id)?, uploader).await??;
     gateway.store.delete_file(&file.id).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -547,6 +542,14 @@ fn reader(caller: &Caller) -> Result<FileReader<'_>, ApiError> {
         caller.require()?;
     }
     Ok(FileReader::WhoeverMay)
+}
+
+/// For whom a file is changed: of all peers only its uploader.
+fn as_uploader(reader: FileReader<'_>) -> FileReader<'_> {
+    match reader {
+        FileReader::Peer(peer) => FileReader::Uploader(peer),
+        other => other,
+    }
 }
 
 fn new_file(

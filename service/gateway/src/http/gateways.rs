@@ -16,7 +16,6 @@ use crate::{
         error::{ApiError, Problem},
         extract::Query,
         fields::{self, PageQuery},
-        status::require_anybody,
     },
     store::rosters::RemoteGateway,
 };
@@ -82,7 +81,7 @@ pub(super) async fn list(
     caller: Caller,
     Query(page): Query<PageQuery>,
 ) -> Result<axum::Json<GatewayList>, ApiError> {
-    require_anybody(&caller)?;
+    caller.viewer()?;
     let (after, limit) = (page.after()?, page.limit()?);
     let mut gateways: Vec<GatewayInfo> = known(&gateway)
         .await?

@@ -11,7 +11,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     Gateway,
     http::{
-        betanet, bitchat,
+        betanet,
         caller::Caller,
         error::{ApiError, Detail},
         fields::mirrored_time,
@@ -49,7 +49,7 @@ pub(super) async fn stats(
     State(gateway): State<Gateway>,
     caller: Caller,
 ) -> Result<axum::Json<P2pStats>, ApiError> {
-    bitchat::viewer(&caller)?;
+    caller.viewer()?;
     let peers = gateway.store.peer_stats().await?;
     let traffic = gateway.store.traffic().await?;
     let protocols = P2pProtocols::of(&gateway);
@@ -109,7 +109,7 @@ pub(super) async fn status(
     State(gateway): State<Gateway>,
     caller: Caller,
 ) -> Result<axum::Json<P2pStatus>, ApiError> {
-    bitchat::viewer(&caller)?;
+    caller.viewer()?;
     let peers = gateway.store.peer_stats().await?;
     let traffic = gateway.store.traffic().await?;
     let uptime = gateway.clock.instant().saturating_duration_since(gateway.started_at);

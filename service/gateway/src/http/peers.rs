@@ -120,7 +120,7 @@ pub(super) async fn list(
     Query(page): Query<PageQuery>,
     Query(filter): Query<PeerFilter>,
 ) -> Result<axum::Json<PeerList>, ApiError> {
-    let viewer = viewer(&caller)?;
+    let viewer = caller.viewer()?;
     let (limit, after) = (page.limit()?, page.after()?);
     let online_only = filter.online.unwrap_or(false);
     let store = &gateway.store;
@@ -180,7 +180,7 @@ pub(super) async fn show(
     caller: Caller,
     Path(peer_id): Path<String>,
 ) -> Result<axum::Json<PeerInfo>, ApiError> {
-    let viewer = viewer(&caller)?;
+    let viewer = caller.viewer()?;
     let address: PeerAddress = peer_id
         .parse()
         .map_err(|error| ApiError::invalid("path.peer_id", format!("peer_id: {error}")))?;
@@ -320,15 +320,6 @@ fn peer_in_path(text: &str) -> Result<PeerId, ApiError> {
     text.parse().map_err(|error| {
         ApiError::invalid("path.peer_id", fields::own_peer("peer_id", text, &error))
     })
-}
-
-/// Who looks: a peer; nobody in particular for operators and, with `--auth open`, for those who do
-/// not say.
-fn viewer(caller: &Caller) -> Result<Option<PeerId>, ApiError> {
-    if caller.is_open() || caller.is_operator() {
-        return Ok(caller.peer().cloned());
-    }
-    caller.require().map(Some)
 }
 
 /// The token that the request was sent with, if it is `peer`'s.

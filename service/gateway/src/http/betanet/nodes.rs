@@ -18,7 +18,6 @@ use super::relays;
 use crate::{
     Gateway,
     http::{
-        bitchat,
         caller::Caller,
         error::{ApiError, Detail},
         extract::{LenientJson, Path},
@@ -47,7 +46,7 @@ pub(super) async fn list(
     State(gateway): State<Gateway>,
     caller: Caller,
 ) -> Result<axum::Json<Vec<BetanetNode>>, ApiError> {
-    bitchat::viewer(&caller)?;
+    caller.viewer()?;
     let planned = gateway.store.nodes().await?;
     let all = running(&gateway).into_iter().chain(planned.into_iter().map(BetanetNode::from));
     Ok(axum::Json(all.collect()))
@@ -73,7 +72,7 @@ pub(super) async fn create(
     caller: Caller,
     LenientJson(request): LenientJson<BetanetCreateNode>,
 ) -> Result<(StatusCode, axum::Json<BetanetNode>), ApiError> {
-    bitchat::viewer(&caller)?;
+    caller.viewer()?;
     let node = gateway.store.create_node(&request.into_node()?).await?.ok_or_else(|| {
         ApiError::conflict(format!("the inventory has {MAX_NODES} nodes: delete some"))
     })?;
@@ -98,7 +97,7 @@ pub(super) async fn show(
     caller: Caller,
     Path(node_id): Path<String>,
 ) -> Result<axum::Json<BetanetNode>, ApiError> {
-    bitchat::viewer(&caller)?;
+    caller.viewer()?;
     let id = known_node(&node_id)?;
     if let Some(node) = running(&gateway).into_iter().find(|node| node.id == id) {
         return Ok(axum::Json(node));
@@ -129,7 +128,7 @@ pub(super) async fn update(
     Path(node_id): Path<String>,
     LenientJson(request): LenientJson<BetanetUpdateNode>,
 ) -> Result<axum::Json<BetanetNode>, ApiError> {
-    bitchat::viewer(&caller)?;
+    caller.viewer()?;
     let (id, change) = (known_node(&node_id)?, request.into_change()?);
     refuse_running(&gateway, id)?;
     let node = gateway.store.update_node(id, &change).await?;
@@ -154,7 +153,7 @@ pub(super) async fn delete(
     caller: Caller,
     Path(node_id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
-    bitchat::viewer(&caller)?;
+    caller.viewer()?;
     let id = known_node(&node_id)?;
     refuse_running(&gateway, id)?;
     match gateway.store.delete_node(id).await? {

@@ -10,7 +10,6 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     Gateway,
     http::{
-        bitchat,
         caller::Caller,
         error::{ApiError, Detail},
     },
@@ -41,7 +40,7 @@ pub(super) async fn relays(
     State(gateway): State<Gateway>,
     caller: Caller,
 ) -> Result<axum::Json<Vec<BetanetRelay>>, ApiError> {
-    bitchat::viewer(&caller)?;
+    caller.viewer()?;
     let (Some(active), Some(figures)) = (gateway.mixnet.active(), gateway.mixnet.figures()) else {
         return Ok(axum::Json(Vec::new()));
     };
@@ -87,7 +86,7 @@ pub(super) async fn document(
     State(gateway): State<Gateway>,
     caller: Caller,
 ) -> Result<axum::Json<BetanetDirectory>, ApiError> {
-    bitchat::viewer(&caller)?;
+    caller.viewer()?;
     let none = || {
         let reason = gateway.mixnet.reason();
         ApiError::not_found(reason.unwrap_or_else(|| {

@@ -47,7 +47,7 @@ pub(super) async fn confirm(
     caller: Caller,
     Path(message_id): Path<String>,
 ) -> Result<axum::Json<BitchatConfirmed>, ApiError> {
-    super::viewer(&caller)?;
+    caller.viewer()?;
     let id = message_id.parse().map(MessageId).map_err(|_| no_such_message(&message_id))?;
     let recipients = gateway.store.local_recipients(id).await?;
     if recipients.is_empty() {

@@ -120,7 +120,7 @@ pub(super) async fn list(
     caller: Caller,
     Query(filter): Query<BitchatPeerFilter>,
 ) -> Result<axum::Json<Vec<BitchatPeer>>, ApiError> {
-    let viewer = super::viewer(&caller)?;
+    let viewer = caller.viewer()?;
     let online_only = match &filter.online_only {
         Some(word) => flag("query.online_only", word)?,
         None => false,
@@ -167,7 +167,7 @@ pub(super) async fn show(
     caller: Caller,
     Path(peer_id): Path<String>,
 ) -> Result<axum::Json<BitchatPeer>, ApiError> {
-    let viewer = super::viewer(&caller)?;
+    let viewer = caller.viewer()?;
     // A name that no peer can have names no peer.
     let address = peer_id.parse::<PeerAddress>().map_err(|_| super::no_such_peer(&peer_id))?;
     let PeerAddress { peer, gateway: home } =

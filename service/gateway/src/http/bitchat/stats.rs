@@ -36,7 +36,7 @@ pub(super) async fn stats(
     State(gateway): State<Gateway>,
     caller: Caller,
 ) -> Result<axum::Json<BitchatStats>, ApiError> {
-    super::viewer(&caller)?;
+    caller.viewer()?;
     let peers = gateway.store.peer_stats().await?;
     let (total_messages, messages_24h) = gateway.store.messages_kept(gateway.clock.now()).await?;
     Ok(axum::Json(BitchatStats {

@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
-use super::{FileContent, content, known_file, new_file, reader};
+use super::{FileContent, as_uploader, content, known_file, new_file, reader};
 use crate::{
     Gateway,
     http::{
@@ -99,10 +99,7 @@ pub(super) async fn upload_chunk(
     // Read before anything is refused: a client in the middle of its body would see the
     // connection break instead of the answer.
     let content = chunk_data(parts).await;
-    let uploader = match whoever_may_read(&caller)? {
-        FileReader::Peer(peer) => FileReader::Uploader(peer),
-        other => other,
-    };
+    let uploader = as_uploader(whoever_may_read(&caller)?);
     let file = gateway.store.file(known_file(&file_id)?, uploader).await??;
     let (chunk, _) = gateway.store.store_chunk(&file, index, &content?).await??;
     Ok(axum::Json(BitchatChunk::of(&file, &chunk)))
