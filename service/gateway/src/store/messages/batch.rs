@@ -1,0 +1,407 @@
+//! A batch of messages as columns, and the statements that insert it.
+
+use std::collections::HashMap;
+
+use fieldpost_delivery::{Submission, Target, Time};
+use fieldpost_envelope::{AnonymityLevel, Priority};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::conversation;
+use crate::store::words;
+
+/// What a delivery outside this gateway needs besides its message.
+struct Owed {
+    message_id: Uuid,
+    sender: String,
+    recipient: String,
+    target: String,
+    accepted_at: Time,
+    conversation: i64,
+    level: AnonymityLevel,
+    has_lane: bool,
+    priority: Priority,
+    size_bytes: i32,
+    expires_at: Time,
+}
+
+/// Deliveries that cannot begin, as columns.
+#[derive(Default)]
+pub(super) struct Failed {
+    /// Which message, from 0.
+    message: Vec<usize>,
+    pub(super) recipient: Vec<String>,
+    reason: Vec<String>,
+}
+
+/// A batch as columns, for `unnest`.
+#[derive(Default)]
+pub(super) struct Rows {
+    message_id: Vec<Uuid>,
+    pub(super) sender: Vec<String>,
+    accepted_at: Vec<Time>,
+    conversation: Vec<i64>,
+    fingerprint: Vec<Vec<u8>>,
+    expires_at: Vec<Time>,
+    pub(super) addressed_to: Vec<String>,
+    /// Joined by spaces, which no name holds: arrays of arrays would have to be rectangular.
+    recipients: Vec<String>,
+    priority: Vec<i16>,
+    min_anonymity: Vec<i16>,
+    is_text: Vec<bool>,
+    size_bytes: Vec<i32>,
+    sealed: Vec<Vec<u8>>,
+    pub(super) inbox_recipient: Vec<String>,
+    /// Which message, from 1.
+    inbox_message: Vec<i32>,
+    outbox: Vec<Owed>,
+    pub(super) failed: Failed,
+    pub(super) contact_peer: Vec<String>,
+    pub(super) contact_other: Vec<String>,
+    contact_conversation: Vec<i64>,
+    carries_files: bool,
+}
+
+impl Rows {
+    pub(super) fn push(&mut self, submission: &Submission, at: Time, sealed: Vec<u8>) {
+        let message = &submission.message;
+        let sender = message.sender.to_string();
+        let filed = conversation(&message.sender, &message.to);
+        let size = i32::try_from(message.content.bytes.len()).unwrap_or(i32::MAX);
+        let mut recipients = String::new();
+        for target in &submission.deliveries {
+            let recipient = target.recipient();
+            if !recipients.is_empty() {
+                recipients.push(' ');
+            }
+            recipients.push_str(&recipient);
+            match target {
+                Target::Local(_) => {
+                    self.inbox_recipient.push(recipient);
+                    self.inbox_message.push(self.message_id.len() as i32 + 1);
+                }
+                Target::Remote(_) | Target::Group { .. } | Target::Broadcast(_) => {
+                    self.outbox.push(Owed {
+                        message_id: message.id.0,
+                        sender: sender.clone(),
+                        recipient,
+                        target: target.reached_through().unwrap_or_default(),
+                        accepted_at: at,
+                        conversation: filed,
+                        level: message.min_anonymity,
+                        has_lane: message.priority != Priority::Critical
+                            && target.lane_end().is_some(),
+                        priority: message.priority,
+                        size_bytes: size,
+                        expires_at: message.expires_at,
+                    });
+                }
+            }
+        }
+        for failure in &submission.failures {
+            let recipient = failure.target.recipient();
+            if !recipients.is_empty() {
+                recipients.push(' ');
+            }
+            recipients.push_str(&recipient);
+            self.failed.message.push(self.message_id.len());
+            self.failed.recipient.push(recipient);
+            self.failed.reason.push(failure.reason.clone());
+        }
+        self.carries_files |= !message.content.file_ids.is_empty();
+        self.message_id.push(message.id.0);
+        self.sender.push(sender);
+        self.accepted_at.push(at);
+        self.conversation.push(filed);
+        self.fingerprint.push(submission.fingerprint.to_vec());
+        self.expires_at.push(message.expires_at);
+        self.addressed_to.push(message.to.to_string());
+        self.recipients.push(recipients);
+        self.priority.push(words::priority_number(message.priority));
+        self.min_anonymity.push(words::level_number(message.min_anonymity));
+        self.is_text.push(message.content.is_text);
+        self.size_bytes.push(size);
+        self.sealed.push(sealed);
+    }
+
+    /// A column of the messages, for each row of `inbox`.
+    fn of_inbox<T: Clone>(&self, column: &[T]) -> Vec<T> {
+        self.inbox_message.iter().map(|number| column[*number as usize - 1].clone()).collect()
+    }
+
+    pub(super) fn all(&self) -> HashMap<(Uuid, String), Time> {
+        let keys = self.message_id.iter().copied().zip(self.sender.iter().cloned());
+        keys.zip(self.accepted_at.iter().copied()).collect()
+    }
+
+    /// Whether one statement does it all.
+    pub(super) fn is_plain(&self) -> bool {
+        self.outbox.is_empty()
+            && self.failed.recipient.is_empty()
+            && self.contact_peer.is_empty()
+            && !self.carries_files
+    }
+
+    /// Takes up the messages, by number, whose sender and recipient had not met before.
+    pub(super) fn meet(&mut self, met: &[usize]) {
+        for &number in met {
+            self.contact_peer.push(self.sender[number].clone());
+            self.contact_other.push(self.addressed_to[number].clone());
+            self.contact_conversation.push(self.conversation[number]);
+        }
+    }
+
+    /// Inserts messages and inbox rows when none of them was known before, else nothing; returns
+    /// whether it did.
+    ///
+    /// Half the work of [`insert`](Self::insert), which has to ask first.
+    pub(super) async fn insert_fresh(&self, connection: &mut PgConnection) -> sqlx::Result<bool> {
+        let inserted = sqlx::query!(
+            r#"
+            with key as (
+                insert into message_key
+                    (message_id, sender, accepted_at, conversation, fingerprint, expires_at)
+                select * from unnest(
+                    $1::uuid[], $2::text[], $3::timestamptz[], $4::bigint[], $5::bytea[],
+                    $6::timestamptz[]
+                )
+            ), kept as (
+                insert into message (
+                    message_id, sender, accepted_at, conversation, expires_at, addressed_to,
+                    recipients, priority, min_anonymity, is_text, size_bytes, sealed
+                )
+                select message_id, sender, accepted_at, conversation, expires_at, addressed_to,
+                       string_to_array(recipients, ' '), priority, min_anonymity, is_text,
+                       size_bytes, sealed
+                from unnest(
+                    $1::uuid[], $2::text[], $3::timestamptz[], $4::bigint[], $6::timestamptz[],
+                    $7::text[], $8::text[], $9::smallint[], $10::smallint[], $11::boolean[],
+                    $12::integer[], $13::bytea[]
+                ) as batch (
+                    message_id, sender, accepted_at, conversation, expires_at, addressed_to,
+                    recipients, priority, min_anonymity, is_text, size_bytes, sealed
+                )
+            )
+            insert into inbox (
+                recipient, position, message_id, sender, accepted_at, conversation, expires_at,
+                size_bytes
+            )
+            select recipient, accepted_at, message_id, sender, accepted_at, conversation, expires_at,
+                   size_bytes
+            from unnest(
+                $14::text[], $15::timestamptz[], $16::uuid[], $17::text[], $18::bigint[],
+                $19::timestamptz[], $20::integer[]
+            ) as owed (
+                recipient, accepted_at, message_id, sender, conversation, expires_at, size_bytes
+            )
+            "#,
+            &self.message_id,
+            &self.sender,
+            &self.accepted_at,
+            &self.conversation,
+            &self.fingerprint,
+            &self.expires_at,
+            &self.addressed_to,
+            &self.recipients,
+            &self.priority,
+            &self.min_anonymity,
+            &self.is_text,
+            &self.size_bytes,
+            &self.sealed,
+            &self.inbox_recipient,
+            &self.of_inbox(&self.accepted_at),
+            &self.of_inbox(&self.message_id),
+            &self.of_inbox(&self.sender),
+            &self.of_inbox(&self.conversation),
+            &self.of_inbox(&self.expires_at),
+            &self.of_inbox(&self.size_bytes),
+        )
+        .execute(connection)
+        .await;
+        match inserted {
+            Ok(_) => Ok(true),
+            Err(sqlx::Error::Database(error)) if error.constraint() == Some("message_key_pkey") => {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Inserts messages and inbox rows of those not known before; returns these.
+    pub(super) async fn insert(
+        &self,
+        connection: &mut PgConnection,
+    ) -> sqlx::Result<HashMap<(Uuid, String), Time>> {
+        let rows = sqlx::query!(
+            r#"
+            with batch as (
+                select * from unnest(
+                    $1::uuid[], $2::text[], $3::timestamptz[], $4::bigint[], $5::bytea[],
+                    $6::timestamptz[], $7::text[], $8::text[], $9::smallint[], $10::smallint[],
+                    $11::boolean[], $12::integer[], $13::bytea[]
+                ) with ordinality as batch (
+                    message_id, sender, accepted_at, conversation, fingerprint, expires_at,
+                    addressed_to, recipients, priority, min_anonymity, is_text, size_bytes, sealed,
+                    number
+                )
+            ), fresh as (
+                insert into message_key
+                    (message_id, sender, accepted_at, conversation, fingerprint, expires_at)
+                select message_id, sender, accepted_at, conversation, fingerprint, expires_at
+                from batch
+                on conflict do nothing
+                returning message_id, sender, accepted_at
+            ), kept as (
+                insert into message (
+                    accepted_at, conversation, message_id, sender, addressed_to, recipients,
+                    expires_at, priority, min_anonymity, is_text, size_bytes, sealed
+                )
+                select accepted_at, conversation, message_id, sender, addressed_to,
+                       string_to_array(recipients, ' '), expires_at, priority, min_anonymity,
+                       is_text, size_bytes, sealed
+                from batch join fresh using (message_id, sender, accepted_at)
+            ), owed as (
+                insert into inbox (
+                    recipient, position, message_id, sender, accepted_at, conversation, expires_at,
+                    size_bytes
+                )
+                select d.recipient, b.accepted_at, b.message_id, b.sender, b.accepted_at,
+                       b.conversation, b.expires_at, b.size_bytes
+                from unnest($14::text[], $15::integer[]) as d (recipient, number)
+                join batch b on b.number = d.number
+                join fresh using (message_id, sender, accepted_at)
+            )
+            select message_id, sender, accepted_at from fresh
+            "#,
+            &self.message_id,
+            &self.sender,
+            &self.accepted_at,
+            &self.conversation,
+            &self.fingerprint,
+            &self.expires_at,
+            &self.addressed_to,
+            &self.recipients,
+            &self.priority,
+            &self.min_anonymity,
+            &self.is_text,
+            &self.size_bytes,
+            &self.sealed,
+            &self.inbox_recipient,
+            &self.inbox_message,
+        )
+        .fetch_all(connection)
+        .await?;
+        Ok(rows.into_iter().map(|row| ((row.message_id, row.sender), row.accepted_at)).collect())
+    }
+
+    /// Inserts what goes elsewhere, each with the next number of its lane.
+    pub(super) async fn insert_outbox(
+        &self,
+        connection: &mut PgConnection,
+        fresh: &HashMap<(Uuid, String), Time>,
+    ) -> sqlx::Result<()> {
+        let outbox: Vec<&Owed> = self
+            .outbox
+            .iter()
+            .filter(|owed| fresh.contains_key(&(owed.message_id, owed.sender.clone())))
+            .collect();
+        if outbox.is_empty() {
+            return Ok(());
+        }
+        sqlx::query!(
+            r#"
+            with owed as (
+                select * from unnest(
+                    $1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::bigint[],
+                    $6::text[], $7::smallint[], $8::boolean[], $9::smallint[], $10::integer[],
+                    $11::timestamptz[]
+                ) with ordinality as owed (
+                    message_id, sender, recipient, accepted_at, conversation, target, level,
+                    has_lane, priority, size_bytes, expires_at, number
+                )
+            ), lane as (
+                insert into lane_out (sender, recipient, level, last_seq)
+                select sender, recipient, level, count(*) from owed where has_lane
+                group by sender, recipient, level order by sender, recipient, level
+                on conflict (sender, recipient, level)
+                    do update set last_seq = lane_out.last_seq + excluded.last_seq
+                returning sender, recipient, level, last_seq
+            )
+            insert into outbox (
+                message_id, sender, recipient, accepted_at, conversation, target, level,
+                lane_seq, priority, size_bytes, next_attempt_at, expires_at
+            )
+            select o.message_id, o.sender, o.recipient, o.accepted_at, o.conversation, o.target,
+                   o.level,
+                   case when o.has_lane then l.last_seq + 1 - row_number() over (
+                       partition by o.sender, o.recipient, o.level, o.has_lane
+                       order by o.number desc
+                   ) end,
+                   o.priority, o.size_bytes, o.accepted_at, o.expires_at
+            from owed o left join lane l using (sender, recipient, level)
+            "#,
+            &outbox.iter().map(|owed| owed.message_id).collect::<Vec<_>>(),
+            &outbox.iter().map(|owed| owed.sender.clone()).collect::<Vec<_>>(),
+            &outbox.iter().map(|owed| owed.recipient.clone()).collect::<Vec<_>>(),
+            &outbox.iter().map(|owed| owed.accepted_at).collect::<Vec<_>>(),
+            &outbox.iter().map(|owed| owed.conversation).collect::<Vec<_>>(),
+            &outbox.iter().map(|owed| owed.target.clone()).collect::<Vec<_>>(),
+            &outbox.iter().map(|owed| words::level_number(owed.level)).collect::<Vec<_>>(),
+            &outbox.iter().map(|owed| owed.has_lane).collect::<Vec<_>>(),
+            &outbox.iter().map(|owed| words::priority_number(owed.priority)).collect::<Vec<_>>(),
+            &outbox.iter().map(|owed| owed.size_bytes).collect::<Vec<_>>(),
+            &outbox.iter().map(|owed| owed.expires_at).collect::<Vec<_>>(),
+        )
+        .execute(connection)
+        .await
+        .map(drop)
+    }
+
+    /// Records what could not begin; `at` is when it was accepted.
+    pub(super) async fn insert_failures(
+        &self,
+        connection: &mut PgConnection,
+        fresh: &HashMap<(Uuid, String), Time>,
+    ) -> sqlx::Result<()> {
+        let failed: Vec<usize> = (0..self.failed.message.len())
+            .filter(|index| {
+                let message = self.failed.message[*index];
+                fresh.contains_key(&(self.message_id[message], self.sender[message].clone()))
+            })
+            .collect();
+        let message = |index: &usize| self.failed.message[*index];
+        sqlx::query!(
+            r#"
+            insert into delivery (accepted_at, message_id, sender, recipient, status, at, reason)
+            select accepted_at, message_id, sender, recipient, 'failed', accepted_at, reason
+            from unnest($1::timestamptz[], $2::uuid[], $3::text[], $4::text[], $5::text[])
+                as failed (accepted_at, message_id, sender, recipient, reason)
+            "#,
+            &failed.iter().map(|at| self.accepted_at[message(at)]).collect::<Vec<_>>(),
+            &failed.iter().map(|at| self.message_id[message(at)]).collect::<Vec<_>>(),
+            &failed.iter().map(|at| self.sender[message(at)].clone()).collect::<Vec<_>>(),
+            &failed.iter().map(|at| self.failed.recipient[*at].clone()).collect::<Vec<_>>(),
+            &failed.iter().map(|at| self.failed.reason[*at].clone()).collect::<Vec<_>>(),
+        )
+        .execute(connection)
+        .await
+        .map(drop)
+    }
+
+    pub(super) async fn insert_contacts(&self, connection: &mut PgConnection) -> sqlx::Result<()> {
+        sqlx::query!(
+            r#"
+            insert into contact (peer, other, conversation)
+            select distinct * from unnest($1::text[], $2::text[], $3::bigint[])
+            order by 1, 2
+            on conflict do nothing
+            "#,
+            &self.contact_peer,
+            &self.contact_other,
+            &self.contact_conversation,
+        )
+        .execute(connection)
+        .await
+        .map(drop)
+    }
+}
