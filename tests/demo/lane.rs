@@ -25,6 +25,11 @@ pub(crate) struct Lane<'a> {
     pub(crate) sent: Mutex<Vec<Uuid>>,
 }
 
+/// Whether the recipient's gateway has said over which attempt it came.
+pub(crate) fn is_stored(one: &DeliveryRecord) -> bool {
+    one.attempts.iter().any(|attempt| attempt.result == "stored")
+}
+
 impl Lane<'_> {
     pub(crate) async fn send(&self, text: &str, level: u8) -> Uuid {
         let recorder = &self.timeline.recorder;
@@ -75,7 +80,6 @@ impl Lane<'_> {
     /// Waits until B has told A that it holds the message, and shows how it came there: over `transport`
     /// alone at last.
     pub(crate) async fn carried_by(&self, message: Uuid, transport: &str) -> DeliveryRecord {
-        let is_stored = |one: &DeliveryRecord| one.attempts.iter().any(|it| it.result == "stored");
         let delivery = self.delivery_when(message, is_stored).await;
         self.timeline.say("A", &format!("has B's receipt: {transport} carried it."));
         self.timeline.attempts(&delivery);

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::{
-    lane::{Lane, Listening},
+    lane::{Lane, Listening, is_stored},
     stage::{EPOCH, FAILOVER_TIMEOUT, Stage, get, route_when, transports},
     timeline::Timeline,
 };
@@ -245,11 +245,11 @@ async fn arrives_in_private(
     });
     at_bob.confirm(true).await;
     lane.receipts(at_alice, &[secret], "read").await;
-    let delivery = lane.report(secret).await;
+    // Its receipt may be here before the attempt that earned it is recorded.
+    let delivery = lane.delivery_when(secret, is_stored).await;
     timeline.say("A", &format!("sees how the private message travelled ({}):", delivery.status));
     timeline.attempts(&delivery);
     timeline.promise(delivery.attempts.iter().all(|it| it.transport == HTX), || {
         "a message of level 3 should travel over htx alone".into()
     });
-    timeline.promise(!delivery.attempts.is_empty(), || "it should have travelled".into());
 }
