@@ -16,6 +16,7 @@ use snow::{
     resolvers::CryptoResolver,
     types::{Cipher, Dh, Hash, Random},
 };
+use subtle::ConstantTimeEq;
 
 use super::curve::SecretKey;
 
@@ -23,11 +24,13 @@ use super::curve::SecretKey;
 pub(super) struct Resolver {
     // Taken once: two generators with one seed would give the same keys.
     seed: Cell<Option<[u8; 32]>>,
+    /// Our static key, whose public half need not be computed again for each handshake.
+    own: SecretKey,
 }
 
 impl Resolver {
-    pub(super) fn new(seed: [u8; 32]) -> Self {
-        Self { seed: Cell::new(Some(seed)) }
+    pub(super) fn new(seed: [u8; 32], own: SecretKey) -> Self {
+        Self { seed: Cell::new(Some(seed)), own }
     }
 }
 
@@ -39,7 +42,7 @@ impl CryptoResolver for Resolver {
 
     fn resolve_dh(&self, choice: &DHChoice) -> Option<Box<dyn Dh>> {
         match choice {
-            DHChoice::Curve25519 => Some(Box::new(Curve(None))),
+            DHChoice::Curve25519 => Some(Box::new(Curve { key: None, own: self.own.clone() })),
             DHChoice::Curve448 => None,
         }
     }
@@ -68,13 +71,9 @@ impl Random for Seeded {
     }
 }
 
-struct Curve(Option<SecretKey>);
-
-impl Curve {
-    fn replace(&mut self, bytes: &[u8]) {
-        let bytes = bytes.try_into().expect("snow's keys are as long as we say");
-        self.0 = Some(SecretKey::from_bytes(bytes));
-    }
+struct Curve {
+    key: Option<SecretKey>,
+    own: SecretKey,
 }
 
 impl Dh for Curve {
@@ -91,26 +90,32 @@ impl Dh for Curve {
     }
 
     fn set(&mut self, privkey: &[u8]) {
-        self.replace(privkey);
+        let is_own = privkey.ct_eq(self.own.as_bytes());
+        self.key = Some(if is_own.into() {
+            self.own.clone()
+        } else {
+            let bytes = privkey.try_into().expect("snow's keys are as long as we say");
+            SecretKey::from_bytes(bytes)
+        });
     }
 
     fn generate(&mut self, rng: &mut dyn Random) -> Result<(), Error> {
         let mut bytes = zeroize::Zeroizing::new([0; 32]);
         rng.try_fill_bytes(bytes.as_mut())?;
-        self.replace(bytes.as_ref());
+        self.key = Some(SecretKey::from_bytes(&bytes));
         Ok(())
     }
 
     fn pubkey(&self) -> &[u8] {
-        self.0.as_ref().map_or(&[0; 32][..], |key| key.public())
+        self.key.as_ref().map_or(&[0; 32][..], |key| key.public())
     }
 
     fn privkey(&self) -> &[u8] {
-        self.0.as_ref().map_or(&[0; 32][..], |key| key.as_bytes())
+        self.key.as_ref().map_or(&[0; 32][..], |key| key.as_bytes())
     }
 
     fn dh(&self, pubkey: &[u8], out: &mut [u8]) -> Result<(), Error> {
-        let key = self.0.as_ref().ok_or(Error::Dh)?;
+        let key = self.key.as_ref().ok_or(Error::Dh)?;
         let public = pubkey.get(..32).and_then(|bytes| bytes.try_into().ok()).ok_or(Error::Dh)?;
         let shared = key.agree(public).ok_or(Error::Dh)?;
         out[..32].copy_from_slice(shared.as_ref());
