@@ -1,15 +1,13 @@
-//! What snow needs for `Noise_XK_25519_ChaChaPoly_SHA256`, from aws-lc.
+//! What snow needs for `Noise_XK_25519_ChaChaPoly_SHA256`: curve and cipher from aws-lc.
 //!
 //! snow's own curve takes twice as long (HTX reference, section 7), and its generator would be the
-//! operating system's.
+//! operating system's. The hash is not aws-lc's, which allocates for each of the short ones.
 
 use std::cell::Cell;
 
-use aws_lc_rs::{
-    aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey},
-    digest::{Context, SHA256},
-};
+use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use sha2::Digest;
 use snow::{
     Error,
     params::{CipherChoice, DHChoice, HashChoice},
@@ -49,7 +47,7 @@ impl CryptoResolver for Resolver {
 
     fn resolve_hash(&self, choice: &HashChoice) -> Option<Box<dyn Hash>> {
         match choice {
-            HashChoice::SHA256 => Some(Box::new(Sha256(Context::new(&SHA256)))),
+            HashChoice::SHA256 => Some(Box::new(Sha256(sha2::Sha256::new()))),
             _ => None,
         }
     }
@@ -123,7 +121,7 @@ impl Dh for Curve {
     }
 }
 
-struct Sha256(Context);
+struct Sha256(sha2::Sha256);
 
 impl Hash for Sha256 {
     fn name(&self) -> &'static str {
@@ -139,7 +137,7 @@ impl Hash for Sha256 {
     }
 
     fn reset(&mut self) {
-        self.0 = Context::new(&SHA256);
+        Digest::reset(&mut self.0);
     }
 
     fn input(&mut self, data: &[u8]) {
@@ -147,8 +145,7 @@ impl Hash for Sha256 {
     }
 
     fn result(&mut self, out: &mut [u8]) {
-        let context = std::mem::replace(&mut self.0, Context::new(&SHA256));
-        out[..32].copy_from_slice(context.finish().as_ref());
+        out[..32].copy_from_slice(&self.0.finalize_reset());
     }
 }
 
