@@ -16,6 +16,7 @@ mod curve;
 mod frame;
 mod gate;
 mod handshake;
+mod kem;
 mod keys;
 mod link;
 mod noise;

@@ -1,7 +1,8 @@
 //! What the mixnet costs through the whole stack: nodes on this machine, over TLS and HTTP/2.
 //!
 //! ```sh
-//! cargo bench -p fieldpost-transport --bench htx
+//! cargo bench -p fieldpost-transport --bench htx              # all of it
+//! cargo bench -p fieldpost-transport --bench htx -- set-up    # the set-up of links alone
 //! ```
 //!
 //! Without delays and pacing. Each message is measured between two X25519 of aws-lc, so that both see
@@ -41,11 +42,19 @@ use fieldpost_transport::{
 use rand::{SeedableRng, rngs::StdRng};
 use tokio::{runtime::Builder, sync::oneshot, time::sleep};
 
+// As in the gateway.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {
     // cargo test runs benches, too; there it only has to work.
     let is_bench = std::env::args().any(|argument| argument == "--bench");
     let (rounds, packets, warm_up) = if is_bench { (1_000, 30_000, 20) } else { (3, 50, 1) };
     let mut table = Table::default();
+    if std::env::args().any(|argument| argument == "set-up") {
+        table.setup(if is_bench { 200 } else { 1 });
+        return table.print();
+    }
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("a runtime");
     runtime.block_on(async {
@@ -84,8 +93,7 @@ fn main() {
         table.row(what, each, (ratio, None));
         table.rate(&format!("{what}, packets/s a core"), rate, target);
     }
-    let (setup, ratio) = setup::processor_time(if is_bench { 20 } else { 1 });
-    table.row("set-up of a link, both sides' processor time", setup, (ratio, Some(AtMost(35.0))));
+    table.setup(if is_bench { 20 } else { 1 });
     table.print();
 }
 
@@ -104,6 +112,13 @@ impl Table {
             None => Default::default(),
         };
         self.0.push(format!("| {what} | {took:.1?} | {floors:.1} | {goal} | {reached} |"));
+    }
+
+    fn setup(&mut self, runs: usize) {
+        let [(up, up_ratio), (closed, closed_ratio)] = setup::processor_time(runs);
+        let what = "set-up of a link, both sides' processor time";
+        self.row(what, up, (up_ratio, Some(AtMost(35.0))));
+        self.row("the same, with closing it again", closed, (closed_ratio, None));
     }
 
     fn rate(&mut self, what: &str, rate: f64, target: Option<f64>) {

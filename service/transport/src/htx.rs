@@ -19,8 +19,10 @@ mod body;
 mod decoy;
 mod dial;
 mod drive;
+mod exchange;
 mod forgetful;
 mod front;
+mod gathered;
 mod node;
 mod template;
 #[cfg(test)]

@@ -1,4 +1,4 @@
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, X25519, agree};
 use rand::CryptoRng;
@@ -8,7 +8,13 @@ use zeroize::Zeroizing;
 pub type PublicKey = [u8; 32];
 
 /// An X25519 key. `Debug` shows the public half alone.
-pub struct SecretKey {
+///
+/// A clone is the same key in the same place: to make another from the bytes would cost a scalar
+/// multiplication, and leave the secret in memory twice. The last one erases it.
+#[derive(Clone)]
+pub struct SecretKey(Arc<KeyPair>);
+
+struct KeyPair {
     bytes: Zeroizing<[u8; 32]>,
     key: PrivateKey,
     public: PublicKey,
@@ -32,37 +38,31 @@ impl SecretKey {
             .expect("any 32 bytes are an X25519 private key");
         let public = key.compute_public_key().expect("an X25519 key has a public half");
         let public = public.as_ref().try_into().expect("it is 32 bytes long");
-        Self { bytes: Zeroizing::new(*bytes), key, public }
+        Self(Arc::new(KeyPair { bytes: Zeroizing::new(*bytes), key, public }))
     }
 
     /// The bytes of the key, for keeping it.
     pub fn as_bytes(&self) -> &[u8; 32] {
-        &self.bytes
+        &self.0.bytes
     }
 
     /// The public half.
     pub fn public(&self) -> &PublicKey {
-        &self.public
+        &self.0.public
     }
 
     /// What this key and the other's share; `None` if the other's is of small order.
     pub fn agree(&self, other: &PublicKey) -> Option<Zeroizing<[u8; 32]>> {
-        agree(&self.key, UnparsedPublicKey::new(&X25519, other), (), |shared| {
+        agree(&self.0.key, UnparsedPublicKey::new(&X25519, other), (), |shared| {
             Ok(Zeroizing::new(shared.try_into().map_err(|_| ())?))
         })
         .ok()
     }
 }
 
-impl Clone for SecretKey {
-    fn clone(&self) -> Self {
-        Self::from_bytes(&self.bytes)
-    }
-}
-
 impl fmt::Debug for SecretKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SecretKey").field("public", &self.public).finish_non_exhaustive()
+        f.debug_struct("SecretKey").field("public", &self.0.public).finish_non_exhaustive()
     }
 }
 

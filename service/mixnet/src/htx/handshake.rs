@@ -25,10 +25,6 @@
 
 use std::mem;
 
-use ml_kem::{
-    DecapsulationKey768, EncapsulationKey768,
-    kem::{Decapsulate, KeyExport},
-};
 use rand::{CryptoRng, RngExt};
 use snow::{Builder, HandshakeState};
 use thiserror::Error;
@@ -36,6 +32,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::{
     curve::{PublicKey, SecretKey},
+    kem::{CIPHERTEXT_LEN, DecapsulationKey, EncapsulationKey},
     keys::SessionKeys,
     noise::Resolver,
 };
@@ -193,7 +190,7 @@ impl Hello {
 /// What the client's first message carries inside.
 #[derive(Clone, Debug)]
 pub struct ClientOffer {
-    encapsulation_key: EncapsulationKey768,
+    encapsulation_key: EncapsulationKey,
     /// What the client takes.
     pub parameters: Parameters,
 }
@@ -206,10 +203,9 @@ impl ClientOffer {
     /// It is too short, the key is none, or a parameter is out of range.
     pub fn decode(payload: &[u8]) -> Result<Self, HandshakeError> {
         let (key, rest) = payload
-            .split_first_chunk::<ENCAPSULATION_KEY_LEN>()
+            .split_first_chunk::<{ EncapsulationKey::LEN }>()
             .ok_or(HandshakeError::Truncated)?;
-        let encapsulation_key =
-            EncapsulationKey768::new(&(*key).into()).map_err(|_| HandshakeError::KemKey)?;
+        let encapsulation_key = EncapsulationKey::from_bytes(key).ok_or(HandshakeError::KemKey)?;
         Ok(Self { encapsulation_key, parameters: Parameters::decode(rest)? })
     }
 }
@@ -259,7 +255,7 @@ pub(super) struct Progress {
 /// The client's side.
 pub(super) struct ClientHandshake {
     noise: HandshakeState,
-    kem: DecapsulationKey768,
+    kem: DecapsulationKey,
     common: Capabilities,
     padding: Padding,
 }
@@ -276,7 +272,7 @@ impl ClientHandshake {
     ) -> Result<(Self, Vec<u8>), HandshakeError> {
         let (ours, theirs) = capabilities;
         let prologue = prologue(context, ours, theirs);
-        let mut noise = builder(rng)
+        let mut noise = builder(rng, identity)
             .local_private_key(identity.as_bytes())
             .and_then(|builder| builder.remote_public_key(server))
             .and_then(|builder| builder.prologue(&prologue))
@@ -284,8 +280,8 @@ impl ClientHandshake {
             .map_err(|_| HandshakeError::Noise)?;
         let mut seed = Zeroizing::new([0; 64]);
         rng.fill_bytes(seed.as_mut());
-        let kem = DecapsulationKey768::from_seed((*seed).into());
-        let mut payload = kem.encapsulation_key().to_bytes().to_vec();
+        let kem = DecapsulationKey::from_seed(&seed);
+        let mut payload = kem.encapsulation_key().to_vec();
         parameters.encode(&mut payload);
         let mut padding = Padding::draw(rng);
         padding.append(&mut payload);
@@ -299,13 +295,12 @@ impl ClientHandshake {
     pub(super) fn finish(mut self, body: &[u8]) -> Result<Progress, HandshakeError> {
         let payload = read(&mut self.noise, body)?;
         let offer = ServerOffer::decode(&payload)?;
-        let mut secret = self.kem.decapsulate(&offer.ciphertext.into());
+        let secret = self.kem.decapsulate(&offer.ciphertext);
         let mut payload = Vec::new();
         self.padding.append(&mut payload);
         let message = write(&mut self.noise, &[], &payload)?;
-        let agreed = agree(self.noise, &secret.into(), offer.parameters, self.common);
-        secret.zeroize();
-        Ok(Progress { message: Some(message), agreed: Some(agreed?) })
+        let agreed = agree(self.noise, &secret, offer.parameters, self.common)?;
+        Ok(Progress { message: Some(message), agreed: Some(agreed) })
     }
 }
 
@@ -368,7 +363,7 @@ impl ServerHandshake {
     ) -> Result<Progress, HandshakeError> {
         let (hello, message) = Hello::decode(body)?;
         let prologue = prologue(context, &hello.capabilities, ours);
-        let mut noise = builder(rng)
+        let mut noise = builder(rng, key)
             .local_private_key(key.as_bytes())
             .and_then(|builder| builder.prologue(&prologue))
             .and_then(Builder::build_responder)
@@ -377,10 +372,7 @@ impl ServerHandshake {
         let offer = ClientOffer::decode(&payload)?;
         let mut entropy = Zeroizing::new([0; 32]);
         rng.fill_bytes(entropy.as_mut());
-        let (ciphertext, mut shared) =
-            offer.encapsulation_key.encapsulate_deterministic(&(*entropy).into());
-        let secret = Zeroizing::new(shared.into());
-        shared.zeroize();
+        let (ciphertext, secret) = offer.encapsulation_key.encapsulate(&entropy);
         let mut payload = ciphertext.to_vec();
         parameters.encode(&mut payload);
         Padding::draw(rng).append(&mut payload);
@@ -476,11 +468,11 @@ impl Padding {
     }
 }
 
-fn builder<'a>(rng: &mut impl CryptoRng) -> Builder<'a> {
+fn builder<'a>(rng: &mut impl CryptoRng, own: &SecretKey) -> Builder<'a> {
     let mut seed = [0; 32];
     rng.fill_bytes(&mut seed);
     let parameters = NOISE.parse().expect("the name of the pattern is one");
-    Builder::with_resolver(parameters, Box::new(Resolver::new(seed)))
+    Builder::with_resolver(parameters, Box::new(Resolver::new(seed, own.clone())))
 }
 
 fn prologue(context: &Context, client: &Capabilities, server: &Capabilities) -> Vec<u8> {
@@ -536,8 +528,6 @@ const NOISE: &str = "Noise_XK_25519_ChaChaPoly_SHA256";
 const PROLOGUE: &[u8] = b"fieldpost-htx-v1";
 const VERSION: u8 = 1;
 const SUITE: u8 = 1;
-const ENCAPSULATION_KEY_LEN: usize = 1184;
-const CIPHERTEXT_LEN: usize = 1088;
 /// A public key or an encrypted one, and the payload's tag.
 const NOISE_OVERHEAD: usize = 32 + 16 + 16;
 const MAX_BODY: usize = 2048;

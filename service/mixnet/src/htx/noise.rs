@@ -1,21 +1,20 @@
-//! What snow needs for `Noise_XK_25519_ChaChaPoly_SHA256`, from aws-lc.
+//! What snow needs for `Noise_XK_25519_ChaChaPoly_SHA256`: curve and cipher from aws-lc.
 //!
 //! snow's own curve takes twice as long (HTX reference, section 7), and its generator would be the
-//! operating system's.
+//! operating system's. The hash is not aws-lc's, which allocates for each of the short ones.
 
 use std::cell::Cell;
 
-use aws_lc_rs::{
-    aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey},
-    digest::{Context, SHA256},
-};
+use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use sha2::Digest;
 use snow::{
     Error,
     params::{CipherChoice, DHChoice, HashChoice},
     resolvers::CryptoResolver,
     types::{Cipher, Dh, Hash, Random},
 };
+use subtle::ConstantTimeEq;
 
 use super::curve::SecretKey;
 
@@ -23,11 +22,13 @@ use super::curve::SecretKey;
 pub(super) struct Resolver {
     // Taken once: two generators with one seed would give the same keys.
     seed: Cell<Option<[u8; 32]>>,
+    /// Our static key, whose public half need not be computed again for each handshake.
+    own: SecretKey,
 }
 
 impl Resolver {
-    pub(super) fn new(seed: [u8; 32]) -> Self {
-        Self { seed: Cell::new(Some(seed)) }
+    pub(super) fn new(seed: [u8; 32], own: SecretKey) -> Self {
+        Self { seed: Cell::new(Some(seed)), own }
     }
 }
 
@@ -39,14 +40,14 @@ impl CryptoResolver for Resolver {
 
     fn resolve_dh(&self, choice: &DHChoice) -> Option<Box<dyn Dh>> {
         match choice {
-            DHChoice::Curve25519 => Some(Box::new(Curve(None))),
+            DHChoice::Curve25519 => Some(Box::new(Curve { key: None, own: self.own.clone() })),
             DHChoice::Curve448 => None,
         }
     }
 
     fn resolve_hash(&self, choice: &HashChoice) -> Option<Box<dyn Hash>> {
         match choice {
-            HashChoice::SHA256 => Some(Box::new(Sha256(Context::new(&SHA256)))),
+            HashChoice::SHA256 => Some(Box::new(Sha256(sha2::Sha256::new()))),
             _ => None,
         }
     }
@@ -68,13 +69,9 @@ impl Random for Seeded {
     }
 }
 
-struct Curve(Option<SecretKey>);
-
-impl Curve {
-    fn replace(&mut self, bytes: &[u8]) {
-        let bytes = bytes.try_into().expect("snow's keys are as long as we say");
-        self.0 = Some(SecretKey::from_bytes(bytes));
-    }
+struct Curve {
+    key: Option<SecretKey>,
+    own: SecretKey,
 }
 
 impl Dh for Curve {
@@ -91,26 +88,32 @@ impl Dh for Curve {
     }
 
     fn set(&mut self, privkey: &[u8]) {
-        self.replace(privkey);
+        let is_own = privkey.ct_eq(self.own.as_bytes());
+        self.key = Some(if is_own.into() {
+            self.own.clone()
+        } else {
+            let bytes = privkey.try_into().expect("snow's keys are as long as we say");
+            SecretKey::from_bytes(bytes)
+        });
     }
 
     fn generate(&mut self, rng: &mut dyn Random) -> Result<(), Error> {
         let mut bytes = zeroize::Zeroizing::new([0; 32]);
         rng.try_fill_bytes(bytes.as_mut())?;
-        self.replace(bytes.as_ref());
+        self.key = Some(SecretKey::from_bytes(&bytes));
         Ok(())
     }
 
     fn pubkey(&self) -> &[u8] {
-        self.0.as_ref().map_or(&[0; 32][..], |key| key.public())
+        self.key.as_ref().map_or(&[0; 32][..], |key| key.public())
     }
 
     fn privkey(&self) -> &[u8] {
-        self.0.as_ref().map_or(&[0; 32][..], |key| key.as_bytes())
+        self.key.as_ref().map_or(&[0; 32][..], |key| key.as_bytes())
     }
 
     fn dh(&self, pubkey: &[u8], out: &mut [u8]) -> Result<(), Error> {
-        let key = self.0.as_ref().ok_or(Error::Dh)?;
+        let key = self.key.as_ref().ok_or(Error::Dh)?;
         let public = pubkey.get(..32).and_then(|bytes| bytes.try_into().ok()).ok_or(Error::Dh)?;
         let shared = key.agree(public).ok_or(Error::Dh)?;
         out[..32].copy_from_slice(shared.as_ref());
@@ -118,7 +121,7 @@ impl Dh for Curve {
     }
 }
 
-struct Sha256(Context);
+struct Sha256(sha2::Sha256);
 
 impl Hash for Sha256 {
     fn name(&self) -> &'static str {
@@ -134,7 +137,7 @@ impl Hash for Sha256 {
     }
 
     fn reset(&mut self) {
-        self.0 = Context::new(&SHA256);
+        Digest::reset(&mut self.0);
     }
 
     fn input(&mut self, data: &[u8]) {
@@ -142,8 +145,7 @@ impl Hash for Sha256 {
     }
 
     fn result(&mut self, out: &mut [u8]) {
-        let context = std::mem::replace(&mut self.0, Context::new(&SHA256));
-        out[..32].copy_from_slice(context.finish().as_ref());
+        out[..32].copy_from_slice(&self.0.finalize_reset());
     }
 }
 

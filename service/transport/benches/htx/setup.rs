@@ -12,11 +12,12 @@ use fieldpost_transport::htx::{
 };
 use rand::{SeedableRng, rngs::StdRng};
 use rustls::pki_types::PrivateKeyDer;
-use tokio::{net::TcpListener, runtime::Builder, sync::watch};
+use tokio::{net::TcpListener, runtime::Builder, sync::watch, time::sleep};
 
-/// Both sides' processor time for one link, in time and in floors: the medians of some runs of
-/// twenty links each. Both sides and nothing else are on this thread.
-pub(crate) fn processor_time(runs: usize) -> (Duration, f64) {
+/// Both sides' processor time for one link, until it is up and until it is closed again, each in time
+/// and in floors: the medians of some runs of twenty links each. Both sides and nothing else are on
+/// this thread.
+pub(crate) fn processor_time(runs: usize) -> [(Duration, f64); 2] {
     let own = std::fs::read_link("/proc/thread-self").expect("Linux");
     let statistics = format!("/proc/{}/schedstat", own.display());
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -33,7 +34,7 @@ pub(crate) fn processor_time(runs: usize) -> (Duration, f64) {
         let carriers = CarrierPolicy::draw(&mut rng);
         let clock: Clock = Arc::new(|| Timestamp::try_from(1_800_000_000_000).expect("a time"));
         let settings = || Settings { cover: false, ..Settings::default() };
-        let (front, mut links) = Front::new(FrontOptions {
+        let (front, mut links_of_front) = Front::new(FrontOptions {
             tls: server_tls(chain, key).expect("a good key"),
             decoy: Decoy::built_in("Site"),
             gate,
@@ -62,28 +63,54 @@ pub(crate) fn processor_time(runs: usize) -> (Duration, f64) {
             identity: Some(SecretKey::from_bytes(&[4; 32])),
             clock,
         };
-        let (mut times, mut ratios) = (Vec::new(), Vec::new());
+        let mut up = Times::default();
+        let mut closed = Times::default();
         for _ in 0..runs {
             let before = super::floor();
             let began = super::processor_time(&statistics);
+            let mut links = Vec::new();
             for _ in 0..EACH {
                 let rng = StdRng::from_rng(&mut rng);
                 let mut near = dialer.dial(&target, rng).await.expect("a link");
-                let mut far = links.recv().await.expect("its other end");
+                let mut far = links_of_front.recv().await.expect("its other end");
                 established(&mut near).await;
                 established(&mut far).await;
+                links.push((near, far));
+            }
+            let took = super::processor_time(&statistics) - began;
+            for (near, far) in links {
                 near.close().await;
                 far.close().await;
             }
-            let took = (super::processor_time(&statistics) - began) / EACH;
-            times.push(took);
-            ratios.push(took.as_secs_f64() / ((before + super::floor()) / 2).as_secs_f64());
+            // The connections below the links end after them.
+            sleep(Duration::from_millis(20)).await;
+            let and_closed = super::processor_time(&statistics) - began;
+            let floor = (before + super::floor()) / 2;
+            up.add(took / EACH, floor);
+            closed.add(and_closed / EACH, floor);
         }
         stop.send_replace(true);
-        times.sort();
-        ratios.sort_by(f64::total_cmp);
-        (times[times.len() / 2], ratios[ratios.len() / 2])
+        [up.median(), closed.median()]
     })
+}
+
+#[derive(Default)]
+struct Times {
+    times: Vec<Duration>,
+    ratios: Vec<f64>,
+}
+
+impl Times {
+    fn add(&mut self, time: Duration, floor: Duration) {
+        self.times.push(time);
+        self.ratios.push(time.as_secs_f64() / floor.as_secs_f64());
+    }
+
+    fn median(mut self) -> (Duration, f64) {
+        self.times.sort();
+        self.ratios.sort_by(f64::total_cmp);
+        (self.times[self.times.len() / 2], self.ratios[self.ratios.len() / 2])
+    }
 }
 
 async fn established(end: &mut LinkEnd) {

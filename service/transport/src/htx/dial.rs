@@ -27,6 +27,7 @@ use super::{
     body::Outgoing,
     drive::{self, LinkEnd},
     front::Clock,
+    gathered::Gathered,
     template::Template,
 };
 
@@ -108,7 +109,20 @@ impl Dialer {
         };
         within(visit).await?;
 
+        let dial = Dial {
+            exporter,
+            ticket_key_id: target.ticket.id,
+            server: target.noise,
+            server_capabilities: target.capabilities.clone(),
+            identity: self.identity.clone(),
+        };
+        let now = Instant::now().into_std();
+        let rng = ForgetfulRng::from_rng(&mut rng);
+        let mut link = Link::dial(now, rng, self.settings.clone(), dial)?;
         let (outgoing, body) = mpsc::channel(1);
+        // The first message goes with the request. Whoever ends TLS could have had it anyway, by
+        // answering 200.
+        drive::begin(&mut link, &outgoing);
         let request = self
             .request(target, "/")
             .method("POST")
@@ -118,24 +132,18 @@ impl Dialer {
         if response.status() != StatusCode::OK {
             return Err(DialError::Refused(response.status()));
         }
-        let dial = Dial {
-            exporter,
-            ticket_key_id: target.ticket.id,
-            server: target.noise,
-            server_capabilities: target.capabilities.clone(),
-            identity: self.identity.clone(),
-        };
-        let now = Instant::now().into_std();
-        let link = Link::dial(now, ForgetfulRng::from_rng(&mut rng), self.settings.clone(), dial)?;
         Ok(drive::start(link, response.into_body(), outgoing))
     }
 
-    async fn connect(&self, target: &Target) -> Result<TlsStream<TcpStream>, DialError> {
+    async fn connect(&self, target: &Target) -> Result<TlsStream<Gathered>, DialError> {
         let name = ServerName::try_from(target.server_name.clone())
             .map_err(|_| DialError::ServerName(target.server_name.clone()))?;
         let stream = TcpStream::connect(target.address).await?;
         stream.set_nodelay(true)?;
-        Ok(TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await?)
+        let stream = Gathered::new(stream);
+        let mut stream = TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await?;
+        stream.get_mut().0.shaken();
+        Ok(stream)
     }
 
     fn ticket_request(&self, target: &Target, carrier: Carrier) -> Request<Outgoing> {

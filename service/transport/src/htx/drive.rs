@@ -101,6 +101,18 @@ impl LinkEnd {
     }
 }
 
+/// Gives the carrier what a client says first, before the carrier is there.
+pub(super) fn begin(link: &mut Link<ForgetfulRng>, outgoing: &mpsc::Sender<Bytes>) {
+    let now = Instant::now().into_std();
+    let said: Vec<_> = link.handle(now, Event::Wake).collect();
+    for action in said {
+        let Action::Transmit(message) = action else { continue };
+        let length = message.len();
+        outgoing.try_send(message.into()).expect("the carrier has room for one message");
+        link.handle(now, Event::Transmitted(length)).for_each(drop);
+    }
+}
+
 /// Starts the task that feeds a link and does what it says.
 pub(super) fn start(
     link: Link<ForgetfulRng>,

@@ -29,7 +29,9 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::{ForgetfulRng, body::Outgoing, decoy::Decoy, drive, drive::LinkEnd};
+use super::{
+    ForgetfulRng, body::Outgoing, decoy::Decoy, drive, drive::LinkEnd, gathered::Gathered,
+};
 
 /// Tells the time that tickets and their replay are judged by.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -126,7 +128,9 @@ impl Front {
 
     async fn serve_one(self: Arc<Self>, stream: TcpStream, address: SocketAddr) {
         stream.set_nodelay(true).unwrap_or_default();
-        let Ok(Ok(stream)) = timeout(HANDSHAKE, self.tls.accept(stream)).await else { return };
+        let accepting = self.tls.accept(Gathered::new(stream));
+        let Ok(Ok(mut stream)) = timeout(HANDSHAKE, accepting).await else { return };
+        stream.get_mut().0.shaken();
         let Some(visit) = Visit::new(&stream, address.ip()) else { return };
         let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let visit = Arc::new(visit);
@@ -179,22 +183,24 @@ impl Front {
         let presented =
             Presented { cookie: Some(&cookie), query: head.uri.query(), form: form.as_deref() };
         let found = self.carriers.find(presented);
+        let admitted = || visit.admitted.lock().unwrap_or_else(PoisonError::into_inner);
+        // Who has shown a ticket knows what we are: nothing shows in how long the answer takes.
+        if begins_link
+            && found.ticket().is_none()
+            && let Some(body) = body
+            && let Some(admission) = admitted().take()
+        {
+            return self.begin_link(visit, admission, body).unwrap_or(decoy);
+        }
         let now = (self.clock)();
         let admission = {
             let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
             gate.check(now, visit.address, found.ticket())
         };
-        let mut admitted = visit.admitted.lock().unwrap_or_else(PoisonError::into_inner);
         if let Ok(admission) = admission {
-            *admitted = Some(admission);
-            return decoy;
+            *admitted() = Some(admission);
         }
-        match (body, begins_link.then(|| admitted.take()).flatten()) {
-            (Some(body), Some(admission)) => {
-                self.begin_link(visit, admission, body).unwrap_or(decoy)
-            }
-            _ => decoy,
-        }
+        decoy
     }
 
     fn begin_link(
@@ -241,7 +247,7 @@ struct Visit {
 }
 
 impl Visit {
-    fn new(stream: &TlsStream<TcpStream>, address: IpAddr) -> Option<Self> {
+    fn new(stream: &TlsStream<Gathered>, address: IpAddr) -> Option<Self> {
         let mut exporter = [0; 32];
         let (_, tls) = stream.get_ref();
         tls.export_keying_material(&mut exporter, EXPORTER_LABEL, None).ok()?;

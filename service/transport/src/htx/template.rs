@@ -8,12 +8,14 @@ use rustls::{
     },
     crypto::{
         CryptoProvider,
-        ring::{cipher_suite as suite, default_provider},
+        ring::{cipher_suite as suite, default_provider, kx_group},
         verify_tls13_signature,
     },
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime},
     version::TLS13,
 };
+
+use super::exchange::X25519;
 
 /// What a client looks like on the wire, beyond what rustls decides (HTX reference, section 1.4).
 ///
@@ -159,7 +161,8 @@ fn provider() -> CryptoProvider {
         suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
         suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
     ];
-    CryptoProvider { cipher_suites, ..default_provider() }
+    let kx_groups = vec![X25519, kx_group::SECP256R1, kx_group::SECP384R1];
+    CryptoProvider { cipher_suites, kx_groups, ..default_provider() }
 }
 
 fn alpn() -> Vec<Vec<u8>> {
