@@ -201,7 +201,11 @@ pub(super) struct BetanetPacket {
     #[schema(minimum = 1, maximum = 1, default = 1)]
     version: i64,
     /// The receiver; the end of the route, where this is not given.
-    #[schema(min_length = 1, max_length = 181, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
+    #[schema(
+        min_length = 1,
+        max_length = 181,
+        pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(?:@[a-z2-7]{51}[aq])?$"
+    )]
     destination: Option<String>,
     /// Bytes in hex; what is not hex is taken as text. 1 MiB at most.
     #[schema(max_length = 2_097_152)]

@@ -238,7 +238,11 @@ pub(super) struct BitchatSendToPeer {
     #[schema(min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
     from_peer_id: String,
     /// A peer or `broadcast`; `peer@gateway` for one elsewhere, where a transport can carry it.
-    #[schema(min_length = 1, max_length = 181, pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
+    #[schema(
+        min_length = 1,
+        max_length = 181,
+        pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(?:@[a-z2-7]{51}[aq])?$"
+    )]
     to_peer_id: String,
     /// The text; at most 2 MiB of UTF-8.
     #[schema(max_length = 2_097_152)]
