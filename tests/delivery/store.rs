@@ -41,6 +41,13 @@ async fn what_comes_back_into_reach_of_the_postgres_store_leaves_in_turns() {
     suite::leaves_in_turns(&store, clock.now()).await.expect("turns are kept");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_postgres_store_tells_a_gap_that_nobody_saw() {
+    let clock = Clock::default();
+    let store = fresh_store(&clock).await;
+    suite::tells_gaps_nobody_saw(&store, clock.now()).await.expect("gaps are told");
+}
+
 async fn fresh_store(clock: &Clock) -> Store {
     let url = Postgres::fresh_database().await;
     let options = url.parse().expect("the harness gives good addresses");

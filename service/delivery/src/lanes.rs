@@ -73,7 +73,7 @@ pub struct Progress {
     /// The furthest place that was.
     pub last_shown: Option<LaneSeq>,
     /// The message that was to say that something is missing ended before anybody saw it: the next
-    /// one says so.
+    /// one says so, and until then whatever comes late.
     pub owes_gap: bool,
 }
 
@@ -84,7 +84,7 @@ pub struct Released {
     pub lane_seq: LaneSeq,
     /// Which it is.
     pub id: MessageId,
-    /// Something before it has not come in time.
+    /// Something before it has not come in time, or before one that nobody has seen.
     pub gap: bool,
     /// Something that follows it has been shown already.
     pub late: bool,
@@ -105,7 +105,8 @@ pub fn release(
     held.retain(|message| {
         let Held { lane_seq, id, after } = *message;
         let (gap, late) = match admit(*last_shown, lane_seq, after) {
-            Admit::Show { late: true } => (false, true),
+            // Whoever sees it may not have seen what made it late; the next in order says so again.
+            Admit::Show { late: true } => (*owes_gap, true),
             Admit::Show { late: false } => (mem::take(owes_gap), false),
             Admit::Hold if due >= Some(lane_seq) => {
                 *owes_gap = false;
@@ -204,10 +205,10 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_that_nobody_has_seen_is_told_by_the_next_that_is_not_late() {
+    fn a_gap_that_nobody_has_seen_is_told_by_what_comes_late_and_by_the_next_that_is_not() {
         let mut progress = Progress { last_shown: Some(LaneSeq(6)), owes_gap: true };
         let out = release(&mut progress, &mut vec![held(5, 4), held(7, 5), held(8, 7)], None);
-        assert_eq!(places(&out), [(5, false, true), (7, true, false), (8, false, false)]);
+        assert_eq!(places(&out), [(5, true, true), (7, true, false), (8, false, false)]);
         assert!(!progress.owes_gap);
     }
 

@@ -15,6 +15,7 @@
 //! its history by the day needs the days of `start` and of the next.
 
 mod finale;
+mod gaps;
 mod inbound;
 mod outgoing;
 mod turns;
@@ -32,7 +33,7 @@ use fieldpost_envelope::{GatewayId, PeerAddress, PeerId};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use thiserror::Error;
 
-pub use self::turns::leaves_in_turns;
+pub use self::{gaps::tells_gaps_nobody_saw, turns::leaves_in_turns};
 use self::{
     inbound::{Came, RemoteLane},
     outgoing::{Owed, Sent},

@@ -346,7 +346,7 @@ impl Book {
                     Place::Waits(order) => {
                         inbox.waits.remove(&order);
                         here.place = Place::Gone;
-                        if here.gap {
+                        if here.gap && !here.late {
                             self.hand_gap_on(key, order);
                         }
                     }

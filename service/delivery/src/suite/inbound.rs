@@ -406,14 +406,19 @@ impl<S: Store> Run<'_, S> {
         let first_after = came.after[0];
         let follows = furthest_shown >= first_after;
         // One that ran out unshown may have been the one to say so.
-        let ran_out = |other: &Came| {
+        let ran_out_at = |other: &Came| {
             let place = other.lane.filter(|(of, _)| *of == lane).map(|(_, seq)| seq);
-            !other.shown && other.is_over(self.now) && place.is_some_and(|seq| seq < lane_seq)
+            place.filter(|_| !other.shown && other.is_over(self.now))
         };
-        let is_said_for_another = self.came.iter().any(ran_out);
+        let ran_out = |other: &Came| ran_out_at(other).is_some_and(|seq| seq < lane_seq);
+        let is_said_for_another = match late {
+            true => self.came.iter().any(|other| ran_out_at(other).is_some()),
+            false => self.came.iter().any(ran_out),
+        };
+        let is_said_for_itself = !late && !follows;
         ensure!(
             self,
-            !gap || (!late && (!follows || is_said_for_another)),
+            !gap || is_said_for_itself || is_said_for_another,
             ORDER,
             "{says}, its predecessor was shown"
         );
@@ -427,7 +432,8 @@ impl<S: Store> Run<'_, S> {
             is_of_lane && place < lane_seq && is_there
         });
         let furthest = before.filter_map(|other| self.came[other].lane.map(|(_, seq)| seq)).max();
-        let misses = !late && furthest < after;
+        // Where what made it late was never shown, it is late for nobody, and the first to tell.
+        let misses = furthest_shown < Some(lane_seq) && furthest < after;
         ensure!(self, gap || !misses, ORDER, "{says}, {after:?} is missing");
         if gap {
             self.summary.count("gap");

@@ -180,7 +180,10 @@ impl<S: Store> Run<'_, S> {
         let deliveries = sent.deliveries.clone();
         self.note("cancel", || format!("{id} of {sender}"));
         if let Some(other) = peers().into_iter().find(|peer| {
-            !self.owed.iter().any(|owed| owed.id == id && owed.sender == *peer) && *peer != sender
+            !self.sent.iter().any(|sent| {
+                let message = &sent.submission.message;
+                message.id == id && message.sender.peer == *peer
+            })
         }) {
             let answer = self.store.cancel(self.now, &other, id).await.map_err(self.broken())?;
             ensure!(self, answer == Cancelled::Unknown, CONTRACT, "{other} cancelled {id}");

@@ -62,6 +62,11 @@ fn what_comes_back_into_reach_of_the_memory_store_leaves_in_turns() {
 }
 
 #[test]
+fn the_memory_store_tells_a_gap_that_nobody_saw() {
+    ready(tells_gaps_nobody_saw(&MemoryStore::new(), start())).unwrap();
+}
+
+#[test]
 fn the_same_seed_does_the_same() {
     let summary = || ready(run(&MemoryStore::new(), 7, 300, start())).unwrap();
     assert_eq!(summary(), summary());

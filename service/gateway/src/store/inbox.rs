@@ -26,7 +26,8 @@ impl Store {
             with unshown as (
                 delete from inbox where ctid = any(array(
                     -- A gap that nobody has seen is handed on first.
-                    select ctid from inbox where expires_at <= $1 and not (gap and seq is null)
+                    select ctid from inbox
+                    where expires_at <= $1 and not (gap and not late and seq is null)
                     order by expires_at limit $2 for update skip locked
                 ))
                 returning accepted_at, message_id, sender, recipient, seq
@@ -64,7 +65,7 @@ impl Store {
                    b.gateway as "gateway?", b.level as "level?"
             from inbox i
             left join inbound b using (message_id, sender, recipient)
-            where i.gap and i.seq is null and i.expires_at <= $1
+            where i.gap and not i.late and i.seq is null and i.expires_at <= $1
               and ($2::text is null or i.recipient = $2)
             order by i.sender, i.recipient, i.position
             limit $3
@@ -91,7 +92,7 @@ impl Store {
                 r#"
                 update inbox set gap = false
                 where recipient = $1 and position = $2 and message_id = $3 and sender = $4
-                  and gap and seq is null
+                  and gap and not late and seq is null
                 "#,
                 row.recipient,
                 row.position,
@@ -103,19 +104,26 @@ impl Store {
             if taken.rows_affected() > 0
                 && let Some((name, gateway, level, progress)) = lane
             {
-                let handed = sqlx::query!(
+                let handed = sqlx::query_scalar!(
                     r#"
-                    update inbox set gap = true
-                    where seq is null and (recipient, position, message_id, sender) = (
-                        select i.recipient, i.position, i.message_id, i.sender
+                    with behind as (
+                        select i.ctid, i.late,
+                               -- What is late says so too, up to the first that is not.
+                               count(*) filter (where not i.late) over (
+                                   order by i.position
+                                   rows between unbounded preceding and 1 preceding
+                               ) as told
                         from inbox i
                         join inbound b using (message_id, sender, recipient)
                         where i.recipient = $1 and i.position > $2 and i.sender = $3
                           and b.gateway = $4 and b.level = $5
-                          and i.seq is null and not i.late and i.expires_at > $6
-                        order by i.position
-                        limit 1
+                          and i.seq is null and i.expires_at > $6
                     )
+                    update inbox i set gap = true
+                    from behind
+                    where i.ctid = behind.ctid and behind.told = 0
+                      and i.recipient = $1 and i.seq is null
+                    returning i.late
                     "#,
                     row.recipient,
                     row.position,
@@ -124,9 +132,9 @@ impl Store {
                     level,
                     now,
                 )
-                .execute(&mut *transaction)
+                .fetch_all(&mut *transaction)
                 .await?;
-                let owes_gap = handed.rows_affected() == 0;
+                let owes_gap = handed.into_iter().all(|is_late| is_late);
                 let progress = Progress { owes_gap: owes_gap || progress.owes_gap, ..progress };
                 move_lane(&mut transaction, &name, &row.recipient, level, progress).await?;
             }
@@ -282,7 +290,7 @@ impl Lane {
         // Of what found no room there is only a place: a gap before it is told by the next.
         let mut untold = false;
         for message in &released {
-            let gap = message.gap || untold && !message.late;
+            let gap = message.gap || untold;
             let shown = sqlx::query!(
                 r#"
                 with released as (
@@ -307,7 +315,7 @@ impl Lane {
             .execute(&mut *connection)
             .await?;
             untold = match shown.rows_affected() {
-                0 => untold || gap,
+                0 => untold || gap && !message.late,
                 _ => untold && message.late,
             };
         }

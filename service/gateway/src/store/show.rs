@@ -255,7 +255,7 @@ async fn give_to_each(
             select peer, last_seq from inbox_head where peer = any($1) order by peer for update
         ), stuck as (
             select distinct recipient as peer from inbox
-            where recipient = any($1) and gap and seq is null and expires_at <= $4
+            where recipient = any($1) and gap and not late and seq is null and expires_at <= $4
         ), fresh as materialized (
             select a.peer, w.position, w.message_id, w.sender, h.last_seq + w.number as seq
             from asked a

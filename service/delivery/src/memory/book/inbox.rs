@@ -126,10 +126,15 @@ impl Book {
     /// Hands on the gaps of messages whose time is over, before anything behind them is shown.
     fn hand_gaps_on(&mut self, now: Time, peer: &PeerId) {
         while let Some((order, key)) = self.unseen_gap(now, peer) {
-            if let Some(Delivery { part: Part::Here(here), .. }) = self.deliveries.get_mut(&key) {
-                here.gap = false;
+            let Some(Delivery { part: Part::Here(here), .. }) = self.deliveries.get_mut(&key)
+            else {
+                return;
+            };
+            here.gap = false;
+            let is_late = here.late;
+            if !is_late {
+                self.hand_gap_on(&key, order);
             }
-            self.hand_gap_on(&key, order);
         }
     }
 
@@ -144,25 +149,28 @@ impl Book {
         Some((*order, key.clone()))
     }
 
-    /// Lets the next message of a lane say that something is missing, instead of one that nobody has
-    /// seen and nobody will.
+    /// Lets the next message of a lane say that something is missing, and what is late before it,
+    /// instead of one that nobody has seen and nobody will.
     pub(super) fn hand_gap_on(&mut self, key: &Key, order: u64) {
         let Some((lane, _)) = self.lane_in(key) else { return };
         let Target::Local(peer) = &key.target else { return };
         let waits = self.inboxes.get(peer).map(|inbox| &inbox.waits);
-        let mut behind = waits.into_iter().flat_map(|waits| waits.range(order + 1..));
-        let is_next = |(_, other): &(&u64, &Key)| {
-            let Some(Part::Here(here)) = self.deliveries.get(other).map(|one| &one.part) else {
-                return false;
+        for other in
+            waits.into_iter().flat_map(|waits| waits.range(order + 1..)).map(|(_, key)| key)
+        {
+            let Some(Delivery { part: Part::Here(here), .. }) = self.deliveries.get_mut(other)
+            else {
+                continue;
             };
-            let other = here.arrival.as_ref().and_then(|arrival| arrival.lane.as_ref());
-            !here.late && other.is_some_and(|(of, _)| *of == lane)
-        };
-        let next = behind.find(is_next).map(|(_, next)| next.clone());
-        match next.and_then(|next| self.deliveries.get_mut(&next)) {
-            Some(Delivery { part: Part::Here(here), .. }) => here.gap = true,
-            _ => self.lanes_in.entry(lane).or_default().progress.owes_gap = true,
+            let of = here.arrival.as_ref().and_then(|arrival| arrival.lane.as_ref());
+            if of.is_some_and(|(of, _)| *of == lane) {
+                here.gap = true;
+                if !here.late {
+                    return;
+                }
+            }
         }
+        self.lanes_in.entry(lane).or_default().progress.owes_gap = true;
     }
 }
 
