@@ -187,6 +187,8 @@ async fn upload(client: &Client, content: &[u8]) -> String {
     for (number, chunk) in content.chunks(length).enumerate() {
         let path = format!("/v1/files/{id}/chunks/{number}");
         let request = client.request(Method::PUT, &path).body(chunk.to_vec());
+        // The last one is answered when the whole has been hashed.
+        let request = request.timeout(PATIENCE);
         client.call::<Value>(request).await.expect("a chunk is taken");
     }
     id
