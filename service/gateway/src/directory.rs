@@ -226,6 +226,17 @@ async fn sign(args: SignArgs, clock: &Clock) -> anyhow::Result<()> {
     let newest = round.newest(&[], &[]);
     round.hear(now(clock), newest.as_ref(), &[]);
     match round.sign_next(now(clock), newest.as_ref())? {
+        Outcome::NoDescriptors
+            if let Some((newest, due)) = round.ahead(now(clock), newest.as_ref()) =>
+        {
+            bail!(
+                "document {} for epoch {} is signed already: the next one is due at {}, once nodes have put \
+             keys for its epoch into their descriptors",
+                newest.document().number,
+                newest.document().epoch,
+                show::time(due),
+            )
+        }
         Outcome::NoDescriptors => bail!(
             "no descriptor in {} is good for the next document: nodes that run with --directory {} put \
              them there, with keys of this epoch and the two that follow",

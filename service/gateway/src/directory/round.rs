@@ -92,6 +92,17 @@ impl Round {
         self.drafter.candidates(self.folder.authority().clock().epoch_at(now)).count()
     }
 
+    /// The newest document and when the next one is due, if that lies ahead.
+    pub fn ahead<'a>(
+        &self,
+        now: Timestamp,
+        newest: Option<&'a SignedDocument>,
+    ) -> Option<(&'a SignedDocument, Timestamp)> {
+        let newest = newest?;
+        let due = self.drafter.due(now, newest.document());
+        (due > now).then_some((newest, due))
+    }
+
     /// Admits a relay by the word of the directory's operator.
     pub fn name(&mut self, relay: RelayId) {
         self.drafter.name(relay);

@@ -262,6 +262,7 @@ impl Display for ShownRelay {
     }
 }
 
-fn time(time: Timestamp) -> String {
+/// A time as people and programs read it, in UTC to the second.
+pub(super) fn time(time: Timestamp) -> String {
     DateTime::<Utc>::from(time).to_rfc3339_opts(SecondsFormat::Secs, true)
 }
