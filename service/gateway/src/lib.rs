@@ -33,6 +33,7 @@ pub mod store;
 pub mod subscribers;
 pub mod sweep;
 pub mod telemetry;
+mod tls_files;
 pub mod transports;
 
 pub use gateway::{Gateway, Identity, Shared};

@@ -113,6 +113,7 @@ pub async fn start(config: Config, connect: Option<Connect>) -> anyhow::Result<R
     check(&config)?;
     if connect.is_none() {
         config.validate_transports().map_err(anyhow::Error::msg)?;
+        transports::check_files(&config)?;
     }
     let metrics = telemetry::metrics::install()?;
     let connections = connections_allowed();

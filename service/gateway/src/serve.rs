@@ -14,12 +14,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
 use axum::{Router, body::Body, extract::ConnectInfo};
 use futures_util::FutureExt;
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -30,7 +28,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use crate::{config::Config, telemetry::metrics as names};
+use crate::{config::Config, telemetry::metrics as names, tls_files::TlsFiles};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Also how long a kept-alive connection may idle: hyper has one timer for both.
@@ -142,19 +140,9 @@ where
 ///
 /// Says which file cannot be used and why.
 pub fn tls(config: &Config) -> anyhow::Result<Option<TlsAcceptor>> {
-    let (Some(certificate), Some(key)) = (&config.tls_cert, &config.tls_key) else {
-        return Ok(None);
-    };
-    let chain: Vec<CertificateDer> = CertificateDer::pem_file_iter(certificate)
-        .and_then(Iterator::collect)
-        .with_context(|| format!("--tls-cert {} cannot be read as PEM", certificate.display()))?;
-    anyhow::ensure!(!chain.is_empty(), "--tls-cert {} holds no certificate", certificate.display());
-    let secret = PrivateKeyDer::from_pem_file(key)
-        .with_context(|| format!("--tls-key {} cannot be read as PEM", key.display()))?;
-    let mut settings = rustls::ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(chain, secret)
-        .context("--tls-cert and --tls-key do not belong together")?;
+    let files = TlsFiles::given("--tls", config.tls_cert.as_deref(), config.tls_key.as_deref());
+    let Some(files) = files else { return Ok(None) };
+    let mut settings = files.settings()?;
     settings.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Some(TlsAcceptor::from(Arc::new(settings))))
 }
@@ -242,7 +230,10 @@ impl AsyncWrite for Connection {
 #[cfg(test)]
 mod tests {
     use axum::routing::get;
-    use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
+    use rustls::{
+        ClientConfig, RootCertStore,
+        pki_types::{PrivateKeyDer, ServerName, pem::PemObject},
+    };
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         sync::Notify,

@@ -17,6 +17,7 @@ use fieldpost_transport::{BleTransport, HtxTransport, MeshTransport, Transport};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::htx::Site;
 pub use self::late::LateTransport;
 use crate::{Gateway, config::Config, store::NODE_KEY_LEASE};
 
@@ -45,6 +46,19 @@ pub fn chosen(config: &Config) -> Vec<Arc<LateTransport>> {
             other => unreachable!("the options were validated: {other}"),
         })
         .collect()
+}
+
+/// Sees whether the files that options of transports name can be used.
+///
+/// # Errors
+///
+/// Says which cannot, and why.
+pub fn check_files(config: &Config) -> anyhow::Result<()> {
+    let is_mixnet_used = config.transports().any(|name| name == HTX);
+    if is_mixnet_used && config.htx.directory.is_some() && config.htx.listen().is_some() {
+        Site::read(&config.htx)?;
+    }
+    Ok(())
 }
 
 /// Starts a transport as soon as that can be done, and keeps its keys and certificates, until

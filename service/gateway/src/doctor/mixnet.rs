@@ -4,11 +4,12 @@ use std::{fs, net::TcpListener, os::unix::fs::MetadataExt, path::Path};
 
 use fieldpost_envelope::Timestamp;
 
-use super::Finding;
+use super::{Finding, network};
 use crate::{
     clock::Clock,
     config::Config,
     directory::{self, Folder},
+    transports::Site,
 };
 
 pub(super) fn examine(config: &Config) -> Vec<Finding> {
@@ -51,6 +52,12 @@ pub(super) fn examine(config: &Config) -> Vec<Finding> {
             "well if this gateway runs already, else end who has it or change --relay-listen",
         ),
     }));
+    if htx.listen().is_some() {
+        findings.push(match Site::read(htx) {
+            Ok(_) => Finding::ok("relay site", "its certificate, key and pages can be used"),
+            Err(error) => network::unusable("relay site", &error),
+        });
+    }
     findings.extend(config.secrets_dir.as_deref().map(secrets));
     findings
 }
@@ -116,7 +123,25 @@ mod tests {
         let nowhere = ["--directory=/nowhere/net", "--relay-listen=127.0.0.1:0"];
         assert_eq!(
             verdicts(&nowhere),
-            [("relays", Verdict::Failure), ("relay listen", Verdict::Ok)]
+            [
+                ("relays", Verdict::Failure),
+                ("relay listen", Verdict::Ok),
+                ("relay site", Verdict::Ok)
+            ]
         );
+    }
+
+    #[test]
+    fn files_of_the_web_site_are_looked_at() {
+        let options = ["--directory=/nowhere/net", "--relay-listen=127.0.0.1:0"];
+        for (files, said) in [
+            (&["--decoy=/nowhere/site"][..], "--decoy cannot be shown: /nowhere/site"),
+            (&["--relay-cert=/nowhere/c", "--relay-key=/nowhere/k"], "--relay-cert /nowhere/c"),
+        ] {
+            let config = Config::from_options([&options[..], files].concat()).unwrap();
+            let finding = examine(&config).pop().unwrap();
+            assert_eq!((finding.name, finding.verdict), ("relay site", Verdict::Failure));
+            assert!(finding.detail.contains(said), "{finding:?}");
+        }
     }
 }

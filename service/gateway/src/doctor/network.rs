@@ -1,17 +1,15 @@
 //! The ports: free, ours already, or somebody else's.
 
 use std::{
-    fs::File,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
-    path::Path,
     time::Duration,
 };
 
 use reqwest::Client;
 
 use super::Finding;
-use crate::config::Config;
+use crate::{config::Config, serve};
 
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -27,9 +25,11 @@ pub(super) async fn examine(config: &Config) -> Vec<Finding> {
         )
         .await,
     ];
-    for (name, path) in [("TLS certificate", &config.tls_cert), ("TLS key", &config.tls_key)] {
-        findings.extend(path.as_deref().map(|path| readable(name, path)));
-    }
+    findings.extend(match serve::tls(config) {
+        Ok(None) => None,
+        Ok(Some(_)) => Some(Finding::ok("TLS certificate", "it can be read, and its key fits")),
+        Err(error) => Some(unusable("TLS certificate", &error)),
+    });
     findings
 }
 
@@ -86,15 +86,10 @@ pub(super) async fn answers_as_gateway(url: &str) -> bool {
     welcome.is_ok_and(|welcome| welcome["name"] == "fieldpost")
 }
 
-fn readable(name: &'static str, path: &Path) -> Finding {
-    match File::open(path) {
-        Ok(_) => Finding::ok(name, format!("{} can be read", path.display())),
-        Err(error) => Finding::failure(
-            name,
-            format!("{}: {error}", path.display()),
-            "correct the path, or let the gateway's user read it",
-        ),
-    }
+/// What of files that options name keeps the gateway from starting.
+pub(super) fn unusable(name: &'static str, error: &anyhow::Error) -> Finding {
+    let advice = "correct the path or the file, and let the gateway's user read it";
+    Finding::failure(name, format!("{error:#}"), advice)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context;
 use chrono::TimeDelta;
 use ed25519_dalek::SigningKey;
 use fieldpost_envelope::Timestamp;
@@ -18,7 +19,6 @@ use fieldpost_transport::{
         directory::{Admission, Certificate, SignedDescriptor, SignedDocument},
     },
 };
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::{task::spawn_blocking, time::sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +29,7 @@ use crate::{
     directory::{self, Documents, Folder, LOOK_AGAIN, Outcome, Round},
     embedded,
     telemetry::metrics as names,
+    tls_files::TlsFiles,
 };
 
 /// The longest time between two attempts to start: a folder may be long in coming.
@@ -71,6 +72,36 @@ pub(super) async fn keep(
         }
         stop.cancelled().await;
         let_go(&gateway, HTX).await;
+    }
+}
+
+/// The web site that strangers see where links come in.
+#[derive(Debug)]
+pub(crate) struct Site {
+    tls: Option<HtxTls>,
+    decoy: Decoy,
+}
+
+impl Site {
+    /// Reads its certificate, key and pages, or takes those that need no files.
+    ///
+    /// # Errors
+    ///
+    /// Says which option names what cannot be used, and why.
+    pub(crate) fn read(config: &HtxConfig) -> anyhow::Result<Self> {
+        let (certificate, key) = (config.relay_cert.as_deref(), config.relay_key.as_deref());
+        let tls = match TlsFiles::given("--relay", certificate, key) {
+            Some(files) => {
+                let (certificates, key) = files.read()?;
+                Some(HtxTls { certificates, key })
+            }
+            None => None,
+        };
+        let decoy = match &config.decoy {
+            Some(folder) => Decoy::folder(folder).context("--decoy cannot be shown")?,
+            None => Decoy::built_in(&config.relay_name),
+        };
+        Ok(Self { tls, decoy })
     }
 }
 
@@ -127,11 +158,7 @@ fn options(
     documents: &[SignedDocument],
 ) -> Result<HtxOptions, String> {
     let config = &gateway.config.htx;
-    let decoy = match &config.decoy {
-        Some(folder) => Decoy::folder(folder)
-            .map_err(|error| format!("--decoy {}: {error}", folder.display()))?,
-        None => Decoy::built_in(&config.relay_name),
-    };
+    let Site { tls, decoy } = Site::read(config).map_err(|error| format!("{error:#}"))?;
     let operator = match &config.operator {
         Some(operator) => operator.clone(),
         None => gateway.store.identity().map_err(|error| error.to_string())?.gateway_id.to_string(),
@@ -140,7 +167,7 @@ fn options(
         listen: config.listen(),
         advertise: config.relay_advertise.clone(),
         server_name: config.relay_name.clone(),
-        tls: tls(config)?,
+        tls,
         decoy,
         relays: config.relay,
         operator,
@@ -155,21 +182,6 @@ fn options(
         authority: folder.authority().clone(),
         documents: documents.iter().map(SignedDocument::to_bytes).collect(),
     })
-}
-
-fn tls(config: &HtxConfig) -> Result<Option<HtxTls>, String> {
-    let (Some(certificate), Some(key)) = (&config.relay_cert, &config.relay_key) else {
-        return Ok(None);
-    };
-    let certificates: Vec<_> = CertificateDer::pem_file_iter(certificate)
-        .and_then(Iterator::collect)
-        .map_err(|error| format!("--relay-cert {}: {error}", certificate.display()))?;
-    if certificates.is_empty() {
-        return Err(format!("--relay-cert {} holds no certificate in PEM", certificate.display()));
-    }
-    let key = PrivateKeyDer::from_pem_file(key)
-        .map_err(|error| format!("--relay-key {}: {error}", key.display()))?;
-    Ok(Some(HtxTls { certificates, key }))
 }
 
 fn certify(gateway: &Gateway, key: &SigningKey) -> Result<Certificate, String> {
