@@ -2,14 +2,16 @@
 
 mod elsewhere;
 mod mirrored;
+mod shapes;
 
 use axum::{extract::State, http::StatusCode};
-use chrono::{DateTime, Utc};
 use fieldpost_envelope::{GroupId, PeerAddress, PeerId};
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use self::shapes::{
+    AddGroupMember, ChangeGroupRole, CreateGroup, Group, GroupList, GroupMember, GroupMemberList,
+    GroupMembership,
+};
 use crate::{
     Gateway,
     http::{
@@ -21,8 +23,8 @@ use crate::{
     store::{
         group_inbound::GroupWord,
         groups::{
-            GroupRecord, GroupRefusal, NewGroup,
-            members::{Actor, MemberRecord, Role, UnknownRole},
+            GroupRefusal, NewGroup,
+            members::{Actor, UnknownRole},
             removal::Succession,
         },
     },
@@ -358,240 +360,6 @@ pub(super) async fn remove_member(
         gateway.store.remove_member(&group_id, actor, &peer, Succession::Appointed).await??;
     elsewhere::tell_of_removal(&gateway, Some(caller), &group_id, &peer, removal).await;
     Ok(StatusCode::NO_CONTENT)
-}
-
-/// What a new group starts with.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct CreateGroup {
-    /// What people call it.
-    #[schema(min_length = 1, max_length = 255, pattern = r"^[^\u0000]+$", example = "Hikers")]
-    name: String,
-    /// What it is for.
-    #[schema(max_length = 2000, pattern = r"^[^\u0000]*$", example = "Sunday walks")]
-    description: Option<String>,
-    /// Who belongs to it besides the caller; all have to be peers of this gateway.
-    #[serde(default)]
-    #[schema(max_items = 999, example = json!(["bob"]))]
-    members: Vec<PeerName>,
-}
-
-impl CreateGroup {
-    fn into_group(self, creator: PeerId) -> Result<NewGroup, ApiError> {
-        new_group(creator, self.name, self.description, self.members.iter().map(|peer| &*peer.0))
-    }
-}
-
-/// A peer of this gateway.
-#[derive(Debug, Deserialize, ToSchema)]
-#[schema(
-    as = GroupMemberName,
-    min_length = 1,
-    max_length = 128,
-    pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$",
-    example = "bob"
-)]
-pub(super) struct PeerName(String);
-
-/// Who is to belong to a group.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct AddGroupMember {
-    /// A peer of this gateway, or `peer@gateway`.
-    #[schema(
-        min_length = 1,
-        max_length = 181,
-        pattern = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(?:@[a-z2-7]{51}[aq])?$",
-        example = "bob"
-    )]
-    peer: String,
-    /// What the member may do.
-    #[serde(default)]
-    role: GroupRole,
-}
-
-/// What a member may do from now on.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ChangeGroupRole {
-    /// The new role.
-    #[schema(example = "moderator")]
-    role: GroupRole,
-}
-
-/// What a member may do: `admin` everything; `moderator` adds and removes members; `member` posts
-/// and leaves.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum GroupRole {
-    /// Everything.
-    Admin,
-    /// Adds and removes members.
-    Moderator,
-    /// Posts and leaves.
-    #[default]
-    Member,
-}
-
-/// A group, as its members see it.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct Group {
-    /// Its id at this gateway; `<id>@<home>` for one of another gateway.
-    #[schema(
-        min_length = 1,
-        max_length = 181,
-        pattern = "^[A-Za-z0-9._:-]{1,128}(?:@[a-z2-7]{51}[aq])?$"
-    )]
-    id: String,
-    /// What to send to.
-    #[schema(pattern = "^group:[A-Za-z0-9._:-]{1,128}(?:@[a-z2-7]{51}[aq])?$")]
-    address: String,
-    /// What people call it.
-    #[schema(min_length = 1, max_length = 255)]
-    name: String,
-    /// What it is for.
-    #[schema(required, max_length = 2000)]
-    description: Option<String>,
-    /// Who made it; perhaps no longer a member. Null, like all that follows, where only the group's
-    /// home knows it.
-    #[schema(required, max_length = 128)]
-    created_by: Option<String>,
-    /// When it was made.
-    #[schema(required)]
-    created_at: Option<DateTime<Utc>>,
-    /// How many belong to it.
-    #[schema(required, minimum = 1, maximum = 1000)]
-    member_count: Option<i64>,
-    /// How many messages were accepted for it; counted within seconds.
-    #[schema(required, minimum = 0)]
-    message_count: Option<i64>,
-    /// When the last of them was accepted, or the group was made.
-    #[schema(required)]
-    last_message_at: Option<DateTime<Utc>>,
-    /// How the caller stands to it.
-    membership: GroupMembership,
-    /// Who asked the caller into a group of another gateway.
-    #[schema(required, max_length = 181)]
-    invited_by: Option<String>,
-}
-
-/// How a peer stands to a group. `invited`: it was asked; `joining`: it has accepted, and the group's
-/// home has not answered yet; `refused`: the home did not take it.
-#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum GroupMembership {
-    /// It was asked.
-    Invited,
-    /// It has accepted.
-    Joining,
-    /// It belongs to the group.
-    Member,
-    /// It was not taken.
-    Refused,
-}
-
-/// One page of groups.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct GroupList {
-    /// The groups, in the order of their ids, those of other gateways last.
-    #[schema(max_items = 1000)]
-    groups: Vec<Group>,
-    /// The `cursor` of the next page; null at the end.
-    #[schema(required)]
-    next: Option<String>,
-}
-
-/// One who belongs to a group, or was asked to.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct GroupMember {
-    /// Who; `peer@gateway` for a peer of another gateway.
-    #[schema(max_length = 181)]
-    peer: String,
-    /// What it may do.
-    role: GroupRole,
-    /// Since when it belongs to the group, or is asked.
-    joined_at: DateTime<Utc>,
-    /// How many messages it has sent to the group; counted within seconds.
-    #[schema(minimum = 0)]
-    messages_sent: i64,
-    /// Whether it belongs to the group.
-    status: GroupMemberStatus,
-}
-
-/// Whether somebody belongs to a group, or was asked and has not answered yet.
-#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum GroupMemberStatus {
-    /// It belongs to the group.
-    Member,
-    /// It was asked.
-    Invited,
-}
-
-/// One page of members.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct GroupMemberList {
-    /// The members, in the order of their names.
-    #[schema(max_items = 1000)]
-    members: Vec<GroupMember>,
-    /// The `cursor` of the next page; null at the end.
-    #[schema(required)]
-    next: Option<String>,
-}
-
-impl From<GroupRecord> for Group {
-    fn from(group: GroupRecord) -> Self {
-        Self {
-            address: format!("group:{}", group.id),
-            id: group.id,
-            name: group.name,
-            description: group.description,
-            created_by: Some(group.created_by),
-            created_at: Some(group.created_at),
-            member_count: Some(group.member_count),
-            message_count: Some(group.message_count),
-            last_message_at: Some(group.last_message_at),
-            membership: GroupMembership::Member,
-            invited_by: None,
-        }
-    }
-}
-
-impl TryFrom<&MemberRecord> for GroupMember {
-    type Error = sqlx::Error;
-
-    fn try_from(member: &MemberRecord) -> sqlx::Result<Self> {
-        Ok(Self {
-            peer: member.peer.clone(),
-            role: member.role()?.into(),
-            joined_at: member.joined_at,
-            messages_sent: member.messages_sent,
-            status: match member.is_invited {
-                true => GroupMemberStatus::Invited,
-                false => GroupMemberStatus::Member,
-            },
-        })
-    }
-}
-
-impl From<Role> for GroupRole {
-    fn from(role: Role) -> Self {
-        match role {
-            Role::Admin => Self::Admin,
-            Role::Moderator => Self::Moderator,
-            Role::Member => Self::Member,
-        }
-    }
-}
-
-impl From<GroupRole> for Role {
-    fn from(role: GroupRole) -> Self {
-        match role {
-            GroupRole::Admin => Self::Admin,
-            GroupRole::Moderator => Self::Moderator,
-            GroupRole::Member => Self::Member,
-        }
-    }
 }
 
 impl From<GroupRefusal> for ApiError {
