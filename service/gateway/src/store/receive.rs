@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::store::{
     Store,
-    batches::Question,
+    batches::{Question, SLOW},
     content,
     inbox::{inbound_conversation, lane_name, lane_number, progress, receipts_to, size},
     messages::associated_data,
@@ -41,6 +41,7 @@ impl Question for Arriving {
     type Key = (String, String);
     const TOGETHER: usize = 256;
     const SHARES_KEYS: bool = true;
+    const SECOND_AFTER: Duration = SLOW;
 
     fn key(&self) -> (String, String) {
         (self.inbound.message.sender.to_string(), self.inbound.recipient.to_string())
