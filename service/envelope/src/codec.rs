@@ -245,9 +245,11 @@ impl SignedEnvelope {
         let signatures: Vec<_> = all.iter().flat_map(Self::signatures).collect();
         let mut verified = signature::verify_each(SIGNATURE_CONTEXT, &signatures).into_iter();
         let counts: Vec<_> = all.iter().map(|one| one.signatures().count()).collect();
-        let outcomes = counts
-            .into_iter()
-            .map(|count| verified.by_ref().take(count).fold(Ok(()), |all, one| all.and(one)));
+        let outcomes = counts.into_iter().map(|count| {
+            // All of its own are taken, also behind one that is wrong.
+            let own: Vec<_> = verified.by_ref().take(count).collect();
+            own.into_iter().collect::<Result<(), _>>()
+        });
         all.into_iter()
             .zip(outcomes)
             .map(|(one, outcome)| outcome.map(|()| one.give_out()))
