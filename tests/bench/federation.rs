@@ -27,7 +27,7 @@ use uuid::Uuid;
 use crate::{
     floor,
     load::{self, request},
-    measure::{Cpu, Measured, cpu_of, milliseconds},
+    measure::{Measured, cpu_of, milliseconds},
     server::Socket,
     table::{Table, Target},
 };
@@ -46,6 +46,20 @@ const SIZES: [(usize, usize); 3] = [(256, 8), (4 << 10, 8), (1 << 20, 1)];
 pub(crate) struct Pair {
     pub(crate) from: End,
     pub(crate) to: End,
+    /// The gateways' processes, unless they are of this one.
+    pub(crate) processes: Vec<u32>,
+}
+
+impl Pair {
+    /// The processor time that both gateways have used, and that of both servers.
+    fn used(&self) -> (Duration, Duration) {
+        let all = cpu_of(std::process::id());
+        if self.processes.is_empty() {
+            return (all.own.saturating_sub(own_cpu()), all.descendants);
+        }
+        let gateways = self.processes.iter().map(|process| cpu_of(*process).own).sum();
+        (gateways, all.descendants.saturating_sub(gateways))
+    }
 }
 
 /// One of them.
@@ -83,7 +97,8 @@ pub(crate) async fn run(table: &mut Table) {
     }
     let to = ends.pop().expect("two");
     let from = ends.pop().expect("two");
-    measure(table, "memory", &Pair { from, to }, None).await;
+    let pair = Pair { from, to, processes: Vec::new() };
+    measure(table, "memory", &pair, None).await;
     runtime
         .spawn(async move {
             for node in &mut nodes {
@@ -165,7 +180,8 @@ struct Outcome {
     delivered: usize,
     elapsed: Duration,
     latency: Measured,
-    cpu: Cpu,
+    gateways: Duration,
+    servers: Duration,
     load: Duration,
 }
 
@@ -178,8 +194,8 @@ impl Outcome {
         let each = |time: Duration| time.as_secs_f64() * 1e6 / self.delivered.max(1) as f64;
         format!(
             "CPU a message: both gateways {:.0} us, both servers {:.0} us, load {:.0} us",
-            each(self.cpu.own.saturating_sub(self.load)),
-            each(self.cpu.descendants),
+            each(self.gateways),
+            each(self.servers),
             each(self.load),
         )
     }
@@ -210,16 +226,18 @@ async fn one(pair: &Pair, peers: &Peers, size: usize, slots: usize) -> Outcome {
         }
     }
     tokio::time::sleep_until(begin).await;
-    let (before, load) = (cpu_of(std::process::id()), own_cpu());
+    let (before, load) = (pair.used(), own_cpu());
     tokio::time::sleep_until(end).await;
-    let cpu = cpu_of(std::process::id()).since(before);
+    let after = pair.used();
+    let gateways = after.0.saturating_sub(before.0);
+    let servers = after.1.saturating_sub(before.1);
     let load = own_cpu().saturating_sub(load);
     let mut latency = Measured::default();
     for measured in tasks.join_all().await.into_iter().flatten() {
         latency.add(measured);
     }
     sockets.shutdown().await;
-    Outcome { delivered: latency.len(), elapsed: DURATION, latency, cpu, load }
+    Outcome { delivered: latency.len(), elapsed: DURATION, latency, gateways, servers, load }
 }
 
 /// Sends one message after the other, each when the last was delivered.

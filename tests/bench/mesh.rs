@@ -37,7 +37,8 @@ pub(crate) async fn gateways(table: &mut Table) {
     let second = Postgres::start().await;
     let bootstrap = format!("--bootstrap={address}");
     let other = gateway(second.create_database("gateway"), &[&bootstrap]).await;
-    let pair = Pair { from: end(first, &one), to: end(second, &other) };
+    let processes = vec![one.pid(), other.pid()];
+    let pair = Pair { from: end(first, &one), to: end(second, &other), processes };
     federation::measure(table, "mesh", &pair, Some(streams)).await;
 }
 

@@ -10,6 +10,7 @@ pub mod groups;
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use chrono::TimeDelta;
 use fieldpost_delivery::{
     Content, Inbound, Message, ReceiptIn, ReceiptOut, Received, Time, Wishes,
@@ -18,8 +19,9 @@ use fieldpost_envelope::{
     Envelope, GatewayId, PeerId, Receipt, ReceiptKind, Recipient, Said, SignedEnvelope, Verified,
 };
 use fieldpost_transport::Transport;
+use futures_util::FutureExt;
 use tokio::{
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -37,6 +39,10 @@ use crate::{
 const AT_ONCE: usize = 512;
 /// These together, in KiB.
 const AT_ONCE_KIB: usize = 32 << 10;
+/// Envelopes that are verified together, of those that are there at once.
+const BURST: usize = 64;
+/// Beyond so many bytes in them nothing more is taken up.
+const BURST_BYTES: usize = 512 << 10;
 /// Attempts to store what came before it is left to the sender to send it again.
 const STORE_ATTEMPTS: u32 = 3;
 const STORE_PAUSE: Duration = Duration::from_millis(200);
@@ -54,38 +60,110 @@ pub async fn run(
     awaited: Awaited,
     stop: CancellationToken,
 ) {
-    let room = Arc::new(Semaphore::new(AT_ONCE));
-    let memory = Arc::new(Semaphore::new(AT_ONCE_KIB));
+    let room =
+        Room { envelopes: Semaphore::new(AT_ONCE).into(), kib: Semaphore::new(AT_ONCE_KIB).into() };
     let mut tasks = JoinSet::new();
+    let mut next = None;
     loop {
         // Nothing is taken that could not be stored; the transport bounds what waits in it.
         let received = stop.run_until_cancelled(async {
             gateway.readiness.until_ready().await;
-            let permit = room.clone().acquire_owned().await.ok()?;
-            transport.receive().await.map(|bytes| (permit, bytes))
+            let place = room.envelopes.clone().acquire_owned().await.ok()?;
+            let bytes = match next.take() {
+                Some(bytes) => bytes,
+                None => transport.receive().await?,
+            };
+            let memory = room.kib.clone().acquire_many_owned(kib(&bytes)).await.ok()?;
+            Some(Came { bytes: bytes.into(), _place: place, _memory: memory })
         });
-        let Some(Some((permit, bytes))) = received.await else { break };
-        let kib = (bytes.len() >> 10).clamp(1, AT_ONCE_KIB) as u32;
-        let memory = stop.run_until_cancelled(memory.clone().acquire_many_owned(kib));
-        let Some(Ok(memory)) = memory.await else { break };
+        let Some(Some(first)) = received.await else { break };
+        let mut burst = vec![first];
+        next = take_more(&room, transport.as_ref(), &mut burst);
         while tasks.try_join_next().is_some() {}
-        let (gateway, awaited, transport) = (gateway.clone(), awaited.clone(), transport.clone());
-        tasks.spawn(async move {
-            let name = transport.name();
-            let outcome = take(&gateway, &awaited, name, &bytes).await;
-            if outcome.is_final() {
-                transport.taken(&bytes);
-            }
-            metrics::counter!(
-                names::ENVELOPES_RECEIVED_TOTAL, "transport" => name, "outcome" => outcome.word(),
-            )
-            .increment(1);
-            drop((permit, memory));
-        });
+        let verified = verify_each(&burst);
+        for (came, verified) in burst.into_iter().zip(verified) {
+            let (gateway, awaited, transport) =
+                (gateway.clone(), awaited.clone(), transport.clone());
+            tasks.spawn(async move {
+                let name = transport.name();
+                let outcome = match verified {
+                    Ok(verified) => take(&gateway, &awaited, name, verified, &came.bytes).await,
+                    Err(outcome) => outcome,
+                };
+                if outcome.is_final() {
+                    transport.taken(&came.bytes);
+                }
+                metrics::counter!(
+                    names::ENVELOPES_RECEIVED_TOTAL,
+                    "transport" => name,
+                    "outcome" => outcome.word(),
+                )
+                .increment(1);
+            });
+        }
     }
     let _ = timeout(STOP_GRACE, async { while tasks.join_next().await.is_some() {} }).await;
     // A transport that shuts by itself leaves the gateway with the others.
     stop.cancelled().await;
+}
+
+/// For how much there is room at once.
+struct Room {
+    envelopes: Arc<Semaphore>,
+    kib: Arc<Semaphore>,
+}
+
+/// Something that came, and the room that it takes up.
+struct Came {
+    bytes: Bytes,
+    _place: OwnedSemaphorePermit,
+    _memory: OwnedSemaphorePermit,
+}
+
+/// Takes what has come besides, as far as there is room; gives back what was one too many.
+fn take_more(room: &Room, transport: &dyn Transport, burst: &mut Vec<Came>) -> Option<Vec<u8>> {
+    let mut bytes_taken: usize = burst.iter().map(|came| came.bytes.len()).sum();
+    while burst.len() < BURST
+        && bytes_taken < BURST_BYTES
+        && let Ok(place) = room.envelopes.clone().try_acquire_owned()
+        && let Some(bytes) = transport.receive().now_or_never().flatten()
+    {
+        bytes_taken += bytes.len();
+        match room.kib.clone().try_acquire_many_owned(kib(&bytes)) {
+            Ok(memory) => {
+                burst.push(Came { bytes: bytes.into(), _place: place, _memory: memory });
+            }
+            Err(_) => return Some(bytes),
+        }
+    }
+    None
+}
+
+fn kib(bytes: &[u8]) -> u32 {
+    (bytes.len() >> 10).clamp(1, AT_ONCE_KIB) as u32
+}
+
+/// Decodes what came and verifies it, all signatures together.
+fn verify_each(burst: &[Came]) -> Vec<Result<Verified, Outcome>> {
+    let mut envelopes = Vec::with_capacity(burst.len());
+    let mut are_envelopes = Vec::with_capacity(burst.len());
+    for came in burst {
+        let decoded = SignedEnvelope::decode_shared(came.bytes.clone());
+        are_envelopes.push(decoded.is_ok());
+        match decoded {
+            Ok(envelope) => envelopes.push(envelope),
+            Err(error) => tracing::debug!(%error, "bytes that are no envelope came"),
+        }
+    }
+    let mut verified = SignedEnvelope::verify_each(envelopes).into_iter();
+    let outcome_of = |is_envelope: bool| {
+        let verified = is_envelope.then(|| verified.next()).flatten().ok_or(Outcome::Malformed)?;
+        verified.map_err(|error| {
+            tracing::debug!(%error, "an envelope came that was not signed by whom it names");
+            Outcome::Forged
+        })
+    };
+    are_envelopes.into_iter().map(outcome_of).collect()
 }
 
 /// What became of something that came.
@@ -144,22 +222,9 @@ async fn take(
     gateway: &Gateway,
     awaited: &Awaited,
     transport: &'static str,
+    Verified { signer, digest, said }: Verified,
     bytes: &[u8],
 ) -> Outcome {
-    let decoded = match SignedEnvelope::decode(bytes) {
-        Ok(decoded) => decoded,
-        Err(error) => {
-            tracing::debug!(%error, "bytes that are no envelope came");
-            return Outcome::Malformed;
-        }
-    };
-    let Verified { signer, digest, said } = match decoded.verify() {
-        Ok(verified) => verified,
-        Err(error) => {
-            tracing::debug!(%error, "an envelope came that was not signed by whom it names");
-            return Outcome::Forged;
-        }
-    };
     let Ok(own) = gateway.store.identity().map(|identity| identity.gateway_id) else {
         return Outcome::Failed;
     };
@@ -218,8 +283,8 @@ struct Arrival {
 async fn take_message(
     gateway: &Gateway,
     arrival: Arrival,
-    envelope: Envelope,
-    bytes: &[u8],
+    mut envelope: Envelope,
+    original: &[u8],
 ) -> sqlx::Result<Outcome> {
     let now = gateway.clock.now();
     if Time::from(envelope.expires_at) <= now {
@@ -229,10 +294,12 @@ async fn take_message(
         Recipient::Broadcast => take_broadcast(gateway, arrival, envelope).await,
         Recipient::Peer(address) if address.gateway == Some(arrival.own) => {
             let recipient = address.peer.clone();
+            let bytes = std::mem::take(&mut envelope.content.bytes);
             if let Recipient::Group { id, .. } = &envelope.to {
-                return groups::take_for_member(gateway, arrival, &envelope, recipient, id).await;
+                return groups::take_for_member(gateway, arrival, &envelope, bytes, recipient, id)
+                    .await;
             }
-            let outcome = take_for(gateway, arrival, &envelope, recipient.clone()).await?;
+            let outcome = take_for(gateway, arrival, &envelope, bytes, recipient.clone()).await?;
             let asks = envelope.content.message_type.as_deref() == Some(groups::GROUP_INVITE);
             if asks && outcome == Outcome::Stored {
                 groups::remember_invitation(gateway, arrival, &envelope, &recipient).await?;
@@ -240,7 +307,7 @@ async fn take_message(
             Ok(outcome)
         }
         Recipient::Group { id, home } if *home == Some(arrival.own) => {
-            groups::take_for_group(gateway, arrival, &envelope, id, bytes).await
+            groups::take_for_group(gateway, arrival, &envelope, id, original).await
         }
         Recipient::Peer(_) | Recipient::Group { .. } => Ok(Outcome::Misdirected),
     }
@@ -256,21 +323,25 @@ async fn take_broadcast(
     let mut outcome = Outcome::Duplicate;
     for listener in listeners {
         // A full inbox misses a broadcast; nobody is told, as nobody could repeat it.
-        if store(gateway, arrival, &envelope, listener, false).await?.0 == Taken::New {
+        let bytes = envelope.content.bytes.clone();
+        if store(gateway, arrival, &envelope, bytes, listener, false).await?.0 == Taken::New {
             outcome = Outcome::Stored;
         }
     }
     Ok(outcome)
 }
 
+/// Takes a message whose content was taken out of the envelope, so that it is never copied.
 async fn take_for(
     gateway: &Gateway,
     arrival: Arrival,
     envelope: &Envelope,
+    bytes: Vec<u8>,
     recipient: PeerId,
 ) -> sqlx::Result<Outcome> {
     let errand = gateway.errands.room();
-    let (taken, at) = store(gateway, arrival, envelope, recipient, errand.is_some()).await?;
+    let (taken, at) =
+        store(gateway, arrival, envelope, bytes, recipient.clone(), errand.is_some()).await?;
     let outcome = match taken {
         Taken::New => Outcome::Stored,
         Taken::Known => Outcome::Duplicate,
@@ -287,7 +358,9 @@ async fn take_for(
                 level: envelope.level,
                 attempt: 1,
             };
-            drop(room.send(Errand { receipt, is_kept: false }));
+            // Whoever listens mostly confirms at once, and that says more.
+            let may_wait = gateway.subscribers.is_connected(&recipient);
+            drop(room.send(Errand { receipt, is_kept: false, may_wait }));
         }
         None => gateway.wake_outbox.notify_one(),
     }
@@ -308,6 +381,7 @@ async fn store(
     gateway: &Gateway,
     arrival: Arrival,
     envelope: &Envelope,
+    bytes: Vec<u8>,
     recipient: PeerId,
     sends_receipt: bool,
 ) -> sqlx::Result<(Taken, Time)> {
@@ -316,7 +390,7 @@ async fn store(
         Ok(files) => files,
         Err(reason) => return refused(reason),
     };
-    let inbound = Arc::new(inbound(arrival, envelope, recipient, files.ids()));
+    let inbound = Arc::new(inbound(arrival, envelope, bytes, recipient, files.ids()));
     let recipient = &inbound.recipient;
     let (name, sender) = (recipient.to_string(), inbound.message.sender.to_string());
     let size = inbound.message.content.bytes.len() as u64;
@@ -380,6 +454,7 @@ async fn receive(
 fn inbound(
     arrival: Arrival,
     envelope: &Envelope,
+    bytes: Vec<u8>,
     recipient: PeerId,
     file_ids: Vec<String>,
 ) -> Inbound {
@@ -394,7 +469,7 @@ fn inbound(
             sender: envelope.sender.clone(),
             to,
             content: Content {
-                bytes: content.bytes.clone(),
+                bytes,
                 is_text: content.is_text,
                 content_type: content.content_type.clone(),
                 message_type: content.message_type.clone(),

@@ -59,6 +59,8 @@ const SWEEP: Duration = Duration::from_secs(5);
 const LEAST_PAUSE: Duration = Duration::from_millis(20);
 /// The same while a target has as much under way as it may.
 const CROWDED_PAUSE: Duration = Duration::from_millis(250);
+/// The longest rest after a look that found something, whatever has come meanwhile.
+const LONGEST_REST: Duration = Duration::from_millis(10);
 /// The pause after the database failed.
 const FAILED_PAUSE: Duration = Duration::from_secs(1);
 /// Deliveries under way at once.
@@ -73,8 +75,10 @@ const MAX_BYTES_FOR_TARGET: usize = 16 << 20;
 const MAX_CLAIMED: usize = 256;
 /// Receipts under way at once.
 const MAX_RECEIPTS: usize = 1024;
-/// How often receipts that are owed are looked for at most: mostly they leave without.
+/// How often receipts that are owed are looked for at most, once some were found.
 const RECEIPTS_EVERY: TimeDelta = TimeDelta::milliseconds(20);
+/// The same otherwise: mostly they leave without.
+const NO_RECEIPTS_EVERY: TimeDelta = TimeDelta::milliseconds(100);
 /// How often what is out of reach is laid aside at most.
 const STRAND_EVERY: TimeDelta = TimeDelta::milliseconds(250);
 /// How long this replica's word on what it reaches holds.
@@ -103,6 +107,7 @@ pub async fn run(gateway: Gateway, awaited: Awaited, stop: CancellationToken) {
 async fn drive(mut driver: Driver, stop: CancellationToken) {
     let mut failing = false;
     while !stop.is_cancelled() {
+        let began = Instant::now();
         let pause = match driver.look().await {
             Ok(pause) => {
                 failing = false;
@@ -116,6 +121,11 @@ async fn drive(mut driver: Driver, stop: CancellationToken) {
                 FAILED_PAUSE
             }
         };
+        if driver.has_claimed {
+            // As long as the look took, so that the next one finds more.
+            let rest = began.elapsed().min(LONGEST_REST);
+            stop.run_until_cancelled(sleep(rest)).await;
+        }
         tokio::select! {
             () = stop.cancelled() => {}
             () = driver.wait(pause, failing) => {}
@@ -198,6 +208,8 @@ struct Driver {
     kept_warm: Vec<(u8, BTreeSet<GatewayId>)>,
     /// The highest level that any transport declared at the last look.
     best_level: u8,
+    /// The last look found something due.
+    has_claimed: bool,
     /// More was due than could be claimed.
     has_backlog: bool,
     /// For some targets nothing was claimed, since as much as may be is under way to them.
@@ -269,6 +281,7 @@ impl Driver {
             renew_at: Time::UNIX_EPOCH,
             reconsider_at: Time::UNIX_EPOCH,
             best_level: 0,
+            has_claimed: false,
             has_backlog: false,
             is_crowded: false,
         }
@@ -276,6 +289,7 @@ impl Driver {
 
     /// Starts all that can be started now; returns for how long there is nothing more to do.
     async fn look(&mut self) -> sqlx::Result<Duration> {
+        self.has_claimed = false;
         while let Some(ended) = self.deliveries.try_join_next() {
             self.ended(ended);
         }
@@ -298,15 +312,15 @@ impl Driver {
         }
         self.reconsider(now).await?;
         let reachable = self.reachable();
-        let has_claimed = self.claim_deliveries(now, &reachable).await?;
+        self.has_claimed = self.claim_deliveries(now, &reachable).await?;
         if now >= self.receipts_at {
-            self.claim_receipts(now, &reachable).await?;
-            self.receipts_at = now + RECEIPTS_EVERY;
+            let has_found = self.claim_receipts(now, &reachable).await?;
+            self.receipts_at = now + if has_found { RECEIPTS_EVERY } else { NO_RECEIPTS_EVERY };
         }
         if self.has_backlog {
             return Ok(SWEEP);
         }
-        if has_claimed {
+        if self.has_claimed {
             // More has mostly come meanwhile; when next is due can be asked when nothing has.
             return Ok(LEAST_PAUSE);
         }
@@ -517,21 +531,23 @@ impl Driver {
         (load.retry_at, is_halved)
     }
 
-    async fn claim_receipts(&mut self, now: Time, reachable: &[String]) -> sqlx::Result<()> {
+    /// Begins to send receipts that are due; whether there were any, or may be.
+    async fn claim_receipts(&mut self, now: Time, reachable: &[String]) -> sqlx::Result<bool> {
         let room = MAX_RECEIPTS.saturating_sub(self.receipts.len());
         if reachable.is_empty() || room == 0 {
             self.has_backlog |= room == 0;
-            return Ok(());
+            return Ok(room == 0);
         }
         let lease = 2 * self.outbox.rules.lease();
         let claimed = self.outbox.gateway.store.claim_receipts(now, lease, reachable, room).await?;
         self.has_backlog |= claimed.len() == room;
+        let has_found = !claimed.is_empty();
         for receipt in claimed {
             let outbox = self.outbox.clone();
-            let errand = Errand { receipt, is_kept: true };
+            let errand = Errand { receipt, is_kept: true, may_wait: false };
             self.receipts.spawn(async move { receipts::send(&outbox, errand).await });
         }
-        Ok(())
+        Ok(has_found)
     }
 
     async fn finish(mut self) {

@@ -105,6 +105,7 @@ pub struct Store {
     leaving: Arc<Batches<record::Leaving, ()>>,
     steps: Arc<Batches<record::Step, Option<Settled>>>,
     arrived: Arc<Batches<record::Arrived, ()>>,
+    delivered: Arc<Batches<record::Delivered, Option<Settled>>>,
     receipts: Arc<Batches<settle::Came, settle::Settlement>>,
     receipts_sent: Arc<Batches<federation::Sent, ()>>,
 }
@@ -161,6 +162,7 @@ impl Store {
             leaving: Arc::default(),
             steps: Arc::default(),
             arrived: Arc::default(),
+            delivered: Arc::default(),
             receipts: Arc::default(),
             receipts_sent: Arc::default(),
         }

@@ -312,7 +312,7 @@ impl Transport for MeshTransport {
             Err(_) => return Err(SendError::Unreachable { target: target.to_owned() }),
         };
         let (answer, answered) = oneshot::channel();
-        let input = Input::Send { target: whom, envelope: envelope.into_bytes().into(), answer };
+        let input = Input::Send { target: whom, envelope: envelope.into_shared(), answer };
         self.inputs.send(input).await.map_err(|_| SendError::Shut)?;
         let result = answered.await.map_err(|_| SendError::Shut)?;
         result.map_err(|failure| drive::send_error(target, failure))

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use uuid::Uuid;
 
 use super::{
@@ -14,7 +15,7 @@ use crate::{
 };
 
 /// Reads a payload and its signature; `inside` a forward, only messages.
-pub(super) fn decode_signed(bytes: &[u8], inside: bool) -> Result<SignedEnvelope, DecodeError> {
+pub(super) fn decode_signed(bytes: Bytes, inside: bool) -> Result<SignedEnvelope, DecodeError> {
     let (payload, _) =
         bytes.split_last_chunk::<SIGNATURE_LENGTH>().ok_or(DecodeError::Truncated)?;
     let mut map = Map::begin(payload)?;
@@ -33,7 +34,7 @@ pub(super) fn decode_signed(bytes: &[u8], inside: bool) -> Result<SignedEnvelope
     };
     map.finish()?;
     debug_assert!(body.encode() == payload, "one envelope has one encoding");
-    Ok(SignedEnvelope { bytes: bytes.to_vec(), body })
+    Ok(SignedEnvelope { bytes, body: body.into() })
 }
 
 fn decode_message(map: &mut Map<'_>, signer: GatewayId) -> Result<Envelope, DecodeError> {
@@ -112,7 +113,7 @@ fn decode_forward(map: &mut Map<'_>, signer: GatewayId) -> Result<Body, DecodeEr
     let lane_seq = read_place(map.optional(4, FieldName::LaneSeq)?)?;
     let after = read_place(map.optional(5, FieldName::After)?)?;
     let original = map.required(6, FieldName::Original)?.bytes(limits::SIGNED_MESSAGE)?;
-    let original = decode_signed(original, true)?;
+    let original = decode_signed(Bytes::copy_from_slice(original), true)?;
     let forward = Forward { recipient, lane_seq, after, original };
     let message = forward.forwarded(signer)?;
     Ok(Body::Forward { message, original: Box::new(forward.original) })

@@ -65,6 +65,25 @@ fn refused_bytes_are_refused_for_the_reason_in_the_file() {
 }
 
 #[test]
+fn many_are_verified_together_as_each_is_alone() {
+    let published = published();
+    let cases = |part: &str| published[part].as_array().unwrap().clone();
+    let decode = |case: &Value| SignedEnvelope::decode(&hex(&case["signed"])).unwrap();
+    let good: Vec<_> = cases("accepted").iter().map(decode).collect();
+    assert!(SignedEnvelope::verify_each(good.clone()).iter().all(Result::is_ok));
+    // Each bad one alone among the good ones, and all of them at once.
+    let bad: Vec<_> = cases("unverifiable").iter().map(decode).collect();
+    assert!(bad.len() >= 3);
+    let one_each = bad.iter().map(|one| vec![one.clone()]).chain([bad.clone()]);
+    for (number, strangers) in one_each.enumerate() {
+        let mut all = good.clone();
+        strangers.into_iter().for_each(|stranger| all.insert(number % good.len(), stranger));
+        let alone: Vec<_> = all.iter().map(|one| one.clone().verify()).collect();
+        assert_eq!(SignedEnvelope::verify_each(all), alone);
+    }
+}
+
+#[test]
 fn sealed_bytes_open_to_the_envelope_in_the_file() {
     let published = published();
     let case = &published["sealed"];

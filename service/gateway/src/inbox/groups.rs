@@ -104,6 +104,7 @@ pub(super) async fn take_for_member(
     gateway: &Gateway,
     arrival: Arrival,
     envelope: &Envelope,
+    bytes: Vec<u8>,
     recipient: PeerId,
     id: &GroupId,
 ) -> sqlx::Result<Outcome> {
@@ -120,7 +121,7 @@ pub(super) async fn take_for_member(
         let reason = format!("{recipient} has not joined group {id} of that gateway");
         return refuse(gateway, arrival, envelope, &reason).await;
     }
-    let outcome = take_for(gateway, arrival, envelope, recipient.clone()).await?;
+    let outcome = take_for(gateway, arrival, envelope, bytes, recipient.clone()).await?;
     // A copy of it may come when the peer has been asked and has accepted again.
     if ends && outcome == Outcome::Stored {
         gateway.store.end_consent(&recipient, &group, None).await?;

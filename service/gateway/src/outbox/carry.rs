@@ -27,9 +27,9 @@ use crate::{
 
 /// Between attempts to record what came of an attempt.
 const RECORD_PAUSE: Duration = Duration::from_millis(500);
-/// How long it stays unrecorded that a transport took charge: mostly the recipient's gateway has the
-/// message before, and one record says both.
-const RECORD_TOGETHER: TimeDelta = TimeDelta::milliseconds(50);
+/// How long it stays unrecorded that a transport took charge: mostly the recipient's gateway, or even
+/// the recipient, has the message before, and one record says both.
+const RECORD_TOGETHER: TimeDelta = TimeDelta::milliseconds(300);
 
 /// What attempts in a lab say.
 const LAB: &str = "lab: level 3 is for tests";
@@ -50,8 +50,9 @@ pub(super) async fn carry(outbox: &Outbox, claim: Claim) -> Option<Time> {
     deliver(outbox, claim).instrument(span).await
 }
 
-async fn deliver(outbox: &Outbox, claim: Claim) -> Option<Time> {
-    let envelope = match sign(outbox, &claim).await {
+async fn deliver(outbox: &Outbox, mut claim: Claim) -> Option<Time> {
+    let plan = outbox.plan_delivery(&claim);
+    let envelope = match sign(outbox, &mut claim).await {
         Ok(Ok(envelope)) => envelope,
         Ok(Err(error)) => {
             let reason = Some(format!("it cannot be put into an envelope: {error}"));
@@ -63,7 +64,6 @@ async fn deliver(outbox: &Outbox, claim: Claim) -> Option<Time> {
     let mut returns = outbox.returns.subscribe();
     let digest = envelope.digest();
     let mut waiting = outbox.awaited.wait_for(digest);
-    let plan = outbox.plan_delivery(&claim);
     if let Some(first) = plan.places.first() {
         let store = &outbox.gateway.store;
         if let Err(error) = store.envelope_leaves(&claim, &digest, &first.transport).await {
@@ -81,6 +81,7 @@ async fn deliver(outbox: &Outbox, claim: Claim) -> Option<Time> {
         claim: &claim,
         target: claim.target.reached_through().unwrap_or_default(),
         envelope,
+        digest,
         dispatch,
         has_left: false,
         unrecorded: None,
@@ -127,6 +128,7 @@ struct Journey<'a> {
     claim: &'a Claim,
     target: String,
     envelope: SignedEnvelope,
+    digest: [u8; 32],
     dispatch: Dispatch,
     /// The store knows that the envelope has left, so receipts for it can be settled.
     has_left: bool,
@@ -227,14 +229,26 @@ impl<'a> Journey<'a> {
 
     /// Takes a receipt; one that is faster than the record of its envelope waits for that.
     async fn hear(&mut self, heard: Heard, sends: &mut FuturesUnordered<Sending<'a>>) {
-        let is_arrival = heard.receipt.kind == ReceiptKind::Stored
-            && signer_of(&self.claim.target) == Some(heard.receipt.signer);
-        if is_arrival && let Some(Unrecorded { attempts, .. }) = self.unrecorded.take() {
+        let ReceiptIn { signer, kind, .. } = heard.receipt;
+        let is_theirs = signer_of(&self.claim.target) == Some(signer);
+        if is_theirs
+            && kind == ReceiptKind::Stored
+            && let Some(Unrecorded { attempts, .. }) = self.unrecorded.take()
+        {
             // Should this fail the receipt is not settled, and all is done again.
             if record_arrival(self.outbox, self.claim, &attempts).await {
                 self.has_left = true;
-                self.happen(Event::Receipt(ReceiptKind::Stored), sends).await;
+                self.happen(Event::Receipt(kind), sends).await;
             }
+            return;
+        }
+        if is_theirs
+            && matches!(kind, ReceiptKind::Delivered | ReceiptKind::Read)
+            && let Some(Unrecorded { attempts, .. }) = &self.unrecorded
+            && record_delivered(self.outbox, self.claim, attempts, &heard).await
+        {
+            (self.unrecorded, self.has_left) = (None, true);
+            self.happen(Event::Receipt(kind), sends).await;
             return;
         }
         self.record_left().await;
@@ -256,6 +270,7 @@ impl<'a> Journey<'a> {
         let (outbox, name) = (self.outbox, place.transport);
         let transport = outbox.gateway.transports.iter().find(|one| one.name() == name).cloned();
         let (target, envelope) = (self.target.clone(), self.envelope.clone());
+        let digest = self.digest;
         outbox.gateway.learned.using(outbox.gateway.clock.now(), &name, &target);
         // Silence is the core's to judge; this only bounds how long a hung transport is held on to.
         let limit = 2 * outbox.rules.failover_timeout;
@@ -264,7 +279,6 @@ impl<'a> Journey<'a> {
                 let reason = "this gateway has no such transport".to_owned();
                 return Event::HardFailure { transport: name, reason };
             };
-            let digest = envelope.digest();
             let outcome = timeout(limit, transport.send(&target, envelope)).await;
             let (result, event) = match outcome {
                 Ok(Ok(())) => ("sent", Event::TookCharge { transport: name, envelope: digest }),
@@ -310,6 +324,28 @@ async fn record_arrival(outbox: &Outbox, claim: &Claim, attempts: &[Attempt]) ->
     recorded.await.is_some()
 }
 
+/// Records that the recipient has what left by the last of `attempts`, tells its sender and answers
+/// the receipt that says so. Whether that was possible in one: if not, nothing has been recorded.
+async fn record_delivered(
+    outbox: &Outbox,
+    claim: &Claim,
+    attempts: &[Attempt],
+    heard: &Heard,
+) -> bool {
+    let gateway = &outbox.gateway;
+    let attempts = with_lab(gateway, attempts);
+    let now = gateway.clock.now();
+    let (status, at) = match heard.receipt.kind {
+        ReceiptKind::Read => (MessageStatus::Read, heard.receipt.at.min(now)),
+        _ => (MessageStatus::Delivered, heard.receipt.at.min(now)),
+    };
+    let recorded = gateway.store.record_delivered(now, claim, &attempts, status, at).await;
+    let Ok(Some(settled)) = recorded else { return false };
+    subscribers::tell_senders(gateway, &[settled]);
+    receipts::answer(gateway, heard, claim.message.min_anonymity);
+    true
+}
+
 /// Records with as much patience as the claim has: what is not recorded is done again.
 async fn patiently<T, F>(gateway: &Gateway, claim: &Claim, record: impl Fn() -> F) -> Option<T>
 where
@@ -344,8 +380,11 @@ fn with_lab<'a>(gateway: &Gateway, attempts: &'a [Attempt]) -> Cow<'a, [Attempt]
     marked.into()
 }
 
-/// The envelope of a claimed delivery. The outer error is the store's.
-async fn sign(outbox: &Outbox, claim: &Claim) -> sqlx::Result<Result<SignedEnvelope, SignError>> {
+/// The envelope of a claimed delivery, which loses its content to it. The outer error is the store's.
+async fn sign(
+    outbox: &Outbox,
+    claim: &mut Claim,
+) -> sqlx::Result<Result<SignedEnvelope, SignError>> {
     let identity = outbox.gateway.store.identity()?;
     let message = &claim.message;
     // What a peer of another gateway said to a group here is passed on as its gateway signed it.
@@ -358,6 +397,8 @@ async fn sign(outbox: &Outbox, claim: &Claim) -> sqlx::Result<Result<SignedEnvel
         };
         return Ok(forward.sign(&identity.signing_key));
     }
+    let bytes = std::mem::take(&mut claim.message.content.bytes);
+    let message = &claim.message;
     let sender = message.sender.clone().qualified(identity.gateway_id);
     let recipient = match &claim.target {
         Target::Local(peer) => Recipient::from(peer.clone()),
@@ -385,7 +426,7 @@ async fn sign(outbox: &Outbox, claim: &Claim) -> sqlx::Result<Result<SignedEnvel
         lane_seq: claim.lane_seq,
         after: claim.after,
         content: Content {
-            bytes: content.bytes.clone(),
+            bytes,
             is_text: content.is_text,
             content_type: content.content_type.clone(),
             message_type: content.message_type.clone(),
@@ -394,7 +435,7 @@ async fn sign(outbox: &Outbox, claim: &Claim) -> sqlx::Result<Result<SignedEnvel
             labels: content.labels.clone(),
         },
     };
-    Ok(envelope.sign(&identity.signing_key))
+    Ok(envelope.into_signed(&identity.signing_key))
 }
 
 /// From now to a deadline; a moment when there is none, as then only sends are waited for.

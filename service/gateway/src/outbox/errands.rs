@@ -1,16 +1,33 @@
 //! Receipts that leave at once, without a look into the store.
+//!
+//! That a message was stored may wait a moment where its recipient listens: once they have confirmed,
+//! `delivered` says so, too, and the other is never made. What asks for a level waits for nothing, so
+//! that its ways show nothing of whether anybody listens.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use chrono::TimeDelta;
 use fieldpost_delivery::{ReceiptOut, Time};
-use tokio::{sync::mpsc, task::JoinSet, time::timeout};
+use fieldpost_envelope::{AnonymityLevel, ReceiptKind};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, sleep_until, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::outbox::{MAX_RECEIPTS, Outbox, STOP_GRACE, receipts};
 
 /// How many may wait; beyond, they are kept in the store until a look finds them.
 const WAITING: usize = 1024;
+/// How many that say `stored` may be held back; beyond, they leave at once.
+const HELD: usize = 4096;
+/// For how long.
+const HOLD: Duration = Duration::from_millis(100);
 
 /// A receipt that is to leave at once.
 #[derive(Debug)]
@@ -19,6 +36,8 @@ pub struct Errand {
     pub receipt: ReceiptOut,
     /// Whether the store has it, claimed for [`Errands::CLAIM`].
     pub is_kept: bool,
+    /// Whether it may wait for a word that says more.
+    pub may_wait: bool,
 }
 
 /// Takes errands; cheap to clone.
@@ -43,7 +62,7 @@ impl Errands {
         let mut left = Vec::new();
         for receipt in receipts {
             match self.room() {
-                Some(room) => drop(room.send(Errand { receipt, is_kept: true })),
+                Some(room) => drop(room.send(Errand { receipt, is_kept: true, may_wait: false })),
                 None => left.push(receipt),
             }
         }
@@ -72,15 +91,118 @@ impl Default for Errands {
 pub(super) async fn run(outbox: Arc<Outbox>, stop: CancellationToken) {
     let Some(mut waiting) = outbox.gateway.errands.waiting() else { return };
     let mut tasks = JoinSet::new();
+    let mut held = Held::new(HOLD.min(outbox.rules.failover_timeout / 4));
+    let begin = |tasks: &mut JoinSet<()>, errand| {
+        let outbox = outbox.clone();
+        tasks.spawn(async move { receipts::send(&outbox, errand).await });
+    };
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = tasks.join_next() => {}
+            () = sleep_until(held.until()) => {
+                for errand in held.take_due(Instant::now()) {
+                    begin(&mut tasks, errand);
+                }
+            }
             Some(errand) = waiting.recv(), if tasks.len() < MAX_RECEIPTS => {
-                let outbox = outbox.clone();
-                tasks.spawn(async move { receipts::send(&outbox, errand).await });
+                if let Some(errand) = held.pass(Instant::now(), errand) {
+                    begin(&mut tasks, errand);
+                }
             }
         }
     }
+    held.take_all().for_each(|errand| begin(&mut tasks, errand));
     let _ = timeout(STOP_GRACE, async { while tasks.join_next().await.is_some() {} }).await;
+}
+
+/// Errands that are held back.
+struct Held {
+    hold: Duration,
+    /// By what they answer.
+    errands: HashMap<[u8; 32], Errand>,
+    /// In the order of their times; some have gone since.
+    due: VecDeque<(Instant, [u8; 32])>,
+}
+
+impl Held {
+    fn new(hold: Duration) -> Self {
+        Self { hold, errands: HashMap::new(), due: VecDeque::new() }
+    }
+
+    /// When the first of them is due.
+    fn until(&self) -> Instant {
+        let first = self.due.front().map(|(at, _)| *at);
+        first.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600))
+    }
+
+    /// Holds an errand back, or gives out what is to leave now. One that says more ends another.
+    fn pass(&mut self, now: Instant, errand: Errand) -> Option<Errand> {
+        let answers = errand.receipt.envelope;
+        if matches!(errand.receipt.kind, ReceiptKind::Delivered | ReceiptKind::Read) {
+            self.errands.remove(&answers);
+        }
+        let may_wait = errand.may_wait
+            && errand.receipt.kind == ReceiptKind::Stored
+            && errand.receipt.level == AnonymityLevel::NONE
+            && self.due.len() < HELD;
+        if !may_wait {
+            return Some(errand);
+        }
+        self.due.push_back((now + self.hold, answers));
+        self.errands.insert(answers, errand);
+        None
+    }
+
+    fn take_due(&mut self, now: Instant) -> Vec<Errand> {
+        let mut due = Vec::new();
+        while let Some((_, answers)) = self.due.pop_front_if(|(at, _)| *at <= now) {
+            due.extend(self.errands.remove(&answers));
+        }
+        due
+    }
+
+    fn take_all(&mut self) -> impl Iterator<Item = Errand> {
+        self.errands.drain().map(|(_, errand)| errand)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_says_more_ends_the_errand_that_was_held_back() {
+        let (mut held, now) = (Held::new(HOLD), Instant::now());
+        assert!(held.pass(now, errand(1, ReceiptKind::Stored, AnonymityLevel::NONE)).is_none());
+        assert!(held.pass(now, errand(2, ReceiptKind::Stored, AnonymityLevel::NONE)).is_none());
+        assert!(held.pass(now, errand(1, ReceiptKind::Delivered, AnonymityLevel::NONE)).is_some());
+        assert_eq!(held.take_due(now).len(), 0);
+        let due: Vec<_> = held.take_due(held.until()).into_iter().collect();
+        assert_eq!(due.len(), 1);
+        assert_eq!(due[0].receipt.envelope, [2; 32]);
+        assert_eq!(held.take_all().count(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_that_asks_for_a_level_is_held_back() {
+        let mut held = Held::new(HOLD);
+        for level in [AnonymityLevel::LOW, AnonymityLevel::MEDIUM, AnonymityLevel::HIGHEST] {
+            let errand = errand(1, ReceiptKind::Stored, level);
+            assert!(held.pass(Instant::now(), errand).is_some());
+        }
+    }
+
+    fn errand(number: u8, kind: ReceiptKind, level: AnonymityLevel) -> Errand {
+        let receipt = ReceiptOut {
+            envelope: [number; 32],
+            gateway: fieldpost_envelope::GatewayId::from_bytes([7; 32]).into(),
+            kind,
+            at: Time::UNIX_EPOCH,
+            reason: None,
+            level,
+            attempt: 1,
+        };
+        Errand { receipt, is_kept: false, may_wait: true }
+    }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use chrono::TimeDelta;
 use fieldpost_delivery::{Backoff, Correspondent, ReceiptOut, Store as _};
-use fieldpost_envelope::{GatewayId, Receipt, ReceiptKind, SignedEnvelope, limits};
+use fieldpost_envelope::{AnonymityLevel, GatewayId, Receipt, ReceiptKind, SignedEnvelope, limits};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
@@ -91,7 +91,7 @@ async fn deliver(
     envelope: SignedEnvelope,
 ) -> sqlx::Result<()> {
     let gateway = &outbox.gateway;
-    let Errand { receipt, is_kept } = errand;
+    let Errand { receipt, is_kept, .. } = errand;
     let mut answers = outbox.awaited.wait_for(envelope.digest());
     let turn = outbox.turnstiles.pass(to).await;
     let left = leave(outbox, receipt, to, &envelope).await;
@@ -234,25 +234,33 @@ fn within_limit(reason: &str) -> String {
 /// The store's; the other gateway says it again.
 pub async fn settle(gateway: &Gateway, heard: &Heard) -> sqlx::Result<()> {
     let now = gateway.clock.now();
-    let Heard { receipt, digest } = heard;
-    let Settlement { level, settled } = gateway.store.take_receipt(now, receipt).await?;
+    let Settlement { level, settled } = gateway.store.take_receipt(now, &heard.receipt).await?;
     subscribers::tell_senders(gateway, settled.as_slice());
+    if let Some(level) = level {
+        answer(gateway, heard, level);
+    }
+    Ok(())
+}
+
+/// Answers a receipt that was applied, if that is for one like it, on ways of `level`.
+pub(super) fn answer(gateway: &Gateway, heard: &Heard, level: AnonymityLevel) {
+    let Heard { receipt, digest } = heard;
     let is_gateways = matches!(receipt.signer, Correspondent::Gateway(_));
-    if let (Some(level), true) = (level, receipt.kind != ReceiptKind::Stored && is_gateways)
+    if receipt.kind != ReceiptKind::Stored
+        && is_gateways
         && let Some(room) = gateway.errands.room()
     {
         let answer = ReceiptOut {
             envelope: *digest,
             gateway: receipt.signer,
             kind: ReceiptKind::Stored,
-            at: now,
+            at: gateway.clock.now(),
             reason: None,
             level,
             attempt: 1,
         };
-        room.send(Errand { receipt: answer, is_kept: false });
+        room.send(Errand { receipt: answer, is_kept: false, may_wait: false });
     }
-    Ok(())
 }
 
 /// Whether the receipt was applied, or had been before.

@@ -5,9 +5,13 @@ use std::{
     future::Future,
     hash::Hash,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use tokio::sync::oneshot;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep},
+};
 
 /// The most questions that one statement answers, unless its kind says otherwise.
 pub(super) const MOST_QUESTIONS: usize = 64;
@@ -16,6 +20,9 @@ pub(super) const MOST_QUESTIONS: usize = 64;
 const MOST_STATEMENTS: usize = 2;
 /// The most content in one statement, in bytes; a single question may bring more.
 const MOST_BYTES: usize = 8 << 20;
+/// How long a statement that nobody waits for in person runs before a second one begins beside it.
+/// One at a time has twice as many questions, and most of a statement's cost is its own.
+pub(super) const SLOW: Duration = Duration::from_millis(25);
 
 /// Something that can be asked together with others.
 pub(super) trait Question: Clone + Send + 'static {
@@ -25,6 +32,10 @@ pub(super) trait Question: Clone + Send + 'static {
     const TOGETHER: usize = MOST_QUESTIONS;
     /// Whether one statement can answer several about the same key, in their order.
     const SHARES_KEYS: bool = false;
+    /// How long a statement runs before a second one begins beside it.
+    const SECOND_AFTER: Duration = Duration::ZERO;
+    /// How long questions are collected before each statement, where nobody is in a hurry.
+    const COLLECTED_FOR: Duration = Duration::ZERO;
 
     fn key(&self) -> Self::Key;
 
@@ -41,7 +52,8 @@ pub(super) struct Batches<Q: Question, A>(Mutex<State<Q, A>>);
 
 struct State<Q: Question, A> {
     waiting: VecDeque<Asked<Q, A>>,
-    statements: usize,
+    /// Since when each of the statements under way runs.
+    statements: [Option<Instant>; MOST_STATEMENTS],
     /// Whom the statements under way are about.
     under_way: HashSet<Q::Key>,
 }
@@ -54,7 +66,25 @@ struct Asked<Q, A> {
 impl<Q: Question, A> Default for Batches<Q, A> {
     fn default() -> Self {
         let (waiting, under_way) = (VecDeque::new(), HashSet::new());
-        Self(Mutex::new(State { waiting, statements: 0, under_way }))
+        Self(Mutex::new(State { waiting, statements: [None; MOST_STATEMENTS], under_way }))
+    }
+}
+
+impl<Q: Question, A> State<Q, A> {
+    /// The place of another statement, if it is worth beginning one.
+    fn begin(&mut self) -> Option<usize> {
+        let place = self.statements.iter().position(Option::is_none)?;
+        if self.others_are_quick(place) {
+            return None;
+        }
+        self.statements[place] = Some(Instant::now());
+        Some(place)
+    }
+
+    /// Whether another statement runs that will soon take up what waits.
+    fn others_are_quick(&self, place: usize) -> bool {
+        let mut others = self.statements.iter().enumerate().filter(|(other, _)| *other != place);
+        others.any(|(_, since)| since.is_some_and(|since| since.elapsed() < Q::SECOND_AFTER))
     }
 }
 
@@ -69,16 +99,15 @@ impl<Q: Question, A: Send + 'static> Batches<Q, A> {
         F: Future<Output = sqlx::Result<Vec<A>>> + Send,
     {
         let (answer, answered) = oneshot::channel();
-        let begins = {
+        let place = {
             let mut state = self.lock();
             state.waiting.push_back(Asked { question, answer });
-            let begins = state.statements < MOST_STATEMENTS;
-            state.statements += usize::from(begins);
-            begins
+            state.begin()
         };
-        if begins {
+        if let Some(place) = place {
             // Not the asker itself, who may go away at any time. It ends when nobody asks.
-            let running = Running { batches: self.clone(), keys: HashSet::new(), is_over: false };
+            let keys = HashSet::new();
+            let running = Running { batches: self.clone(), place, keys, is_over: false };
             tokio::spawn(async move { running.run(statement).await });
         }
         answered.await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
@@ -92,6 +121,8 @@ impl<Q: Question, A: Send + 'static> Batches<Q, A> {
 /// The right to run one statement after the other.
 struct Running<Q: Question, A: Send + 'static> {
     batches: Arc<Batches<Q, A>>,
+    /// Which of the statements is its own.
+    place: usize,
     /// Whom the statement under way is about.
     keys: HashSet<Q::Key>,
     is_over: bool,
@@ -104,6 +135,9 @@ impl<Q: Question, A: Send + 'static> Running<Q, A> {
         F: Future<Output = sqlx::Result<Vec<A>>> + Send,
     {
         loop {
+            if !Q::COLLECTED_FOR.is_zero() {
+                sleep(Q::COLLECTED_FOR).await;
+            }
             let batch = self.next();
             if batch.is_empty() {
                 return;
@@ -146,6 +180,11 @@ impl<Q: Question, A: Send + 'static> Running<Q, A> {
         }
         let (mut batch, mut bytes) = (Vec::new(), 0);
         let mut left = VecDeque::new();
+        if state.others_are_quick(self.place) {
+            state.statements[self.place] = None;
+            self.is_over = true;
+            return batch;
+        }
         // Of one key none is taken after one that was left.
         let mut passed_over = HashSet::new();
         while let Some(asked) = state.waiting.pop_front() {
@@ -172,10 +211,8 @@ impl<Q: Question, A: Send + 'static> Running<Q, A> {
         }
         left.append(&mut state.waiting);
         state.waiting = left;
-        if batch.is_empty() {
-            state.statements -= 1;
-            self.is_over = true;
-        }
+        self.is_over = batch.is_empty();
+        state.statements[self.place] = (!self.is_over).then(Instant::now);
         batch
     }
 }
@@ -185,7 +222,7 @@ impl<Q: Question, A: Send + 'static> Drop for Running<Q, A> {
         // After a panic. Whoever waits asks again; nobody might come to whom the rest would fall.
         if !self.is_over {
             let mut state = self.batches.lock();
-            state.statements -= 1;
+            state.statements[self.place] = None;
             for key in &self.keys {
                 state.under_way.remove(key);
             }

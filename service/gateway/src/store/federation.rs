@@ -5,10 +5,17 @@
 //! `refused` are said when nobody asks any more, so they are answered: with a receipt `stored` that
 //! names the receipt's own digest. Answers are not answered.
 
+use std::time::Duration;
+
 use fieldpost_delivery::{ReceiptOut, Time};
 use fieldpost_envelope::{AnonymityLevel, GatewayId, ReceiptKind};
 
-use crate::store::{Store, batches::Question, warm::WarmConnections, words};
+use crate::store::{
+    Store,
+    batches::{Question, SLOW},
+    warm::WarmConnections,
+    words,
+};
 
 /// How the reason of what nothing leads to begins, as [`Store::strand`] writes it.
 pub(super) const OUT_OF_REACH: &str = "out of reach";
@@ -264,6 +271,9 @@ pub(super) struct Sent {
 impl Question for Sent {
     type Key = ([u8; 32], ReceiptKind);
     const TOGETHER: usize = 512;
+    const SECOND_AFTER: Duration = SLOW.saturating_add(Self::COLLECTED_FOR);
+    /// The claims of receipts last for much longer.
+    const COLLECTED_FOR: Duration = Duration::from_millis(20);
 
     fn key(&self) -> Self::Key {
         (self.envelope, self.kind)

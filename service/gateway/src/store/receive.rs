@@ -1,11 +1,11 @@
 //! Storing what comes from elsewhere: many messages in one transaction, each by itself.
 //!
-//! The lanes that they are of are locked first, in one order. Then it is asked which are known and
-//! what is held back, everything is decided in memory, and what follows is written at once. Should
-//! another replica store one of them meanwhile, the names collide and all is tried again.
+//! The lanes that they are of are locked first, in one order, and it is asked which are known. Then it
+//! is asked what is held back, everything is decided in memory, and what follows is written at once.
+//! Should another replica store one of them meanwhile, the names collide and all is tried again.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::store::{
     Store,
-    batches::Question,
+    batches::{Question, SLOW},
     content,
     inbox::{inbound_conversation, lane_name, lane_number, progress, receipts_to, size},
     messages::associated_data,
@@ -41,6 +41,7 @@ impl Question for Arriving {
     type Key = (String, String);
     const TOGETHER: usize = 256;
     const SHARES_KEYS: bool = true;
+    const SECOND_AFTER: Duration = SLOW;
 
     fn key(&self) -> (String, String) {
         (self.inbound.message.sender.to_string(), self.inbound.recipient.to_string())
@@ -127,8 +128,9 @@ impl Store {
         let now = arriving.iter().map(|one| one.now).max().unwrap_or_default();
         let mut connection = self.warm.take().await?;
         let mut transaction = sqlx::Connection::begin(&mut *connection).await?;
-        let mut lanes = Lanes::lock(&mut transaction, arriving).await?;
-        let known = known(&mut transaction, arriving).await?;
+        let names = LaneRows::of(arriving);
+        let known = lock_lanes(&mut transaction, &names, arriving).await?;
+        let mut lanes = Lanes::read(&mut transaction, names).await?;
         let times = self.acceptance_times(now, arriving.len());
         let mut shown = BTreeMap::new();
         for (number, one) in arriving.iter().enumerate() {
@@ -175,7 +177,7 @@ impl Store {
             met.push((name.1, name.2));
         }
         fresh.meet(self, &met);
-        fresh.insert(&mut transaction).await?;
+        fresh.insert(&mut transaction, &lanes.moved()).await?;
         lanes.write(&mut transaction, &shown).await?;
         renew_receipts(&mut transaction, now, arriving, &known).await?;
         // Even a copy can tell of a predecessor that has ended, and so bring others out.
@@ -199,19 +201,31 @@ struct Shown {
     late: bool,
 }
 
-/// The numbers of those that had come before.
-async fn known(
+/// Locks the lanes, and returns the numbers of those that had come before. Should one come to another
+/// replica until the lock is had, its name collides later.
+async fn lock_lanes(
     connection: &mut PgConnection,
+    lanes: &LaneRows,
     arriving: &[&Arriving],
 ) -> sqlx::Result<HashSet<usize>> {
     let names: Vec<Name> = arriving.iter().map(|one| one.name()).collect();
     let known = sqlx::query_scalar!(
         r#"
+        with locked as (
+            -- The condition keeps the row as it is, and locks it all the same.
+            insert into lane_in (sender, recipient, level, last_shown)
+            select sender, recipient, level, 0
+            from unnest($1::text[], $2::text[], $3::smallint[]) as asked (sender, recipient, level)
+            on conflict (sender, recipient, level) do update set last_shown = 0 where false
+        )
         select number as "number!"
-        from unnest($1::uuid[], $2::text[], $3::text[])
+        from unnest($4::uuid[], $5::text[], $6::text[])
             with ordinality as asked (message_id, sender, recipient, number)
         join inbound using (message_id, sender, recipient)
         "#,
+        &lanes.lanes,
+        &lanes.recipients,
+        &lanes.levels,
         &names.iter().map(|name| name.0).collect::<Vec<_>>(),
         &names.iter().map(|name| name.1.clone()).collect::<Vec<_>>(),
         &names.iter().map(|name| name.2.clone()).collect::<Vec<_>>(),
@@ -219,6 +233,35 @@ async fn known(
     .fetch_all(connection)
     .await?;
     Ok(known.into_iter().map(|number| number as usize - 1).collect())
+}
+
+/// The lanes that messages are of, as columns.
+struct LaneRows {
+    /// As their rows are named.
+    lanes: Vec<String>,
+    senders: Vec<String>,
+    gateways: Vec<String>,
+    recipients: Vec<String>,
+    levels: Vec<i16>,
+}
+
+impl LaneRows {
+    fn of(arriving: &[&Arriving]) -> Self {
+        // In the order of their rows' names, so that two transactions do not wait for each other.
+        let names: BTreeMap<(String, String, i16), LaneName> = arriving
+            .iter()
+            .filter(|one| one.inbound.lane_seq.is_some())
+            .map(|one| one.lane())
+            .map(|name| ((lane_name(&name.0, &name.1), name.2.clone(), name.3), name))
+            .collect();
+        Self {
+            lanes: names.keys().map(|row| row.0.clone()).collect(),
+            senders: names.values().map(|name| name.0.clone()).collect(),
+            gateways: names.values().map(|name| name.1.clone()).collect(),
+            recipients: names.values().map(|name| name.2.clone()).collect(),
+            levels: names.values().map(|name| name.3).collect(),
+        }
+    }
 }
 
 /// The lanes that messages are of, locked until the transaction ends.
@@ -233,39 +276,10 @@ struct Lane {
 }
 
 impl Lanes {
-    async fn lock(connection: &mut PgConnection, arriving: &[&Arriving]) -> sqlx::Result<Self> {
-        let names: BTreeSet<LaneName> = arriving
-            .iter()
-            .filter(|one| one.inbound.lane_seq.is_some())
-            .map(|one| one.lane())
-            .collect();
-        if names.is_empty() {
+    async fn read(connection: &mut PgConnection, names: LaneRows) -> sqlx::Result<Self> {
+        if names.lanes.is_empty() {
             return Ok(Self(BTreeMap::new()));
         }
-        // In the order of their rows' names, so that two transactions do not wait for each other.
-        let names: BTreeMap<(String, String, i16), LaneName> = names
-            .into_iter()
-            .map(|name| ((lane_name(&name.0, &name.1), name.2.clone(), name.3), name))
-            .collect();
-        let lanes: Vec<String> = names.keys().map(|row| row.0.clone()).collect();
-        let senders: Vec<String> = names.values().map(|name| name.0.clone()).collect();
-        let gateways: Vec<String> = names.values().map(|name| name.1.clone()).collect();
-        let recipients: Vec<String> = names.values().map(|name| name.2.clone()).collect();
-        let levels: Vec<i16> = names.values().map(|name| name.3).collect();
-        // The condition keeps the row as it is, and locks it all the same.
-        sqlx::query!(
-            r#"
-            insert into lane_in (sender, recipient, level, last_shown)
-            select sender, recipient, level, 0
-            from unnest($1::text[], $2::text[], $3::smallint[]) as asked (sender, recipient, level)
-            on conflict (sender, recipient, level) do update set last_shown = 0 where false
-            "#,
-            &lanes,
-            &recipients,
-            &levels,
-        )
-        .execute(&mut *connection)
-        .await?;
         let rows = sqlx::query!(
             r#"
             select asked.sender as "sender!", asked.gateway as "gateway!",
@@ -280,11 +294,11 @@ impl Lanes {
                 and b.level = asked.level and b.gateway = asked.gateway
                 and b.release_at is not null
             "#,
-            &lanes,
-            &senders,
-            &gateways,
-            &recipients,
-            &levels,
+            &names.lanes,
+            &names.senders,
+            &names.gateways,
+            &names.recipients,
+            &names.levels,
         )
         .fetch_all(connection)
         .await?;
@@ -344,40 +358,21 @@ impl Lanes {
         found.map_or(one.inbound.after, |held| held.after)
     }
 
-    /// Writes how far they have come, what was learnt of those that are held back, and those that
-    /// were and are now `shown`.
+    /// How far those have come that have moved.
+    fn moved(&self) -> Vec<(&LaneName, Progress)> {
+        self.0
+            .iter()
+            .filter(|(_, lane)| lane.progress != lane.stored_progress)
+            .map(|(name, lane)| (name, lane.progress))
+            .collect()
+    }
+
+    /// Writes what was learnt of those that are held back, and those that were and are now `shown`.
     async fn write(
         &self,
         connection: &mut PgConnection,
         shown: &BTreeMap<Name, Shown>,
     ) -> sqlx::Result<()> {
-        let moved: Vec<(&LaneName, Progress)> = self
-            .0
-            .iter()
-            .filter(|(_, lane)| lane.progress != lane.stored_progress)
-            .map(|(name, lane)| (name, lane.progress))
-            .collect();
-        if !moved.is_empty() {
-            sqlx::query!(
-                r#"
-                update lane_in l set last_shown = moved.last_shown, owes_gap = moved.owes_gap
-                from unnest($1::text[], $2::text[], $3::smallint[], $4::bigint[], $5::boolean[])
-                    as moved (sender, recipient, level, last_shown, owes_gap)
-                where (l.sender, l.recipient, l.level)
-                    = (moved.sender, moved.recipient, moved.level)
-                "#,
-                &moved.iter().map(|(name, _)| lane_name(&name.0, &name.1)).collect::<Vec<_>>(),
-                &moved.iter().map(|(name, _)| name.2.clone()).collect::<Vec<_>>(),
-                &moved.iter().map(|(name, _)| name.3).collect::<Vec<_>>(),
-                &moved
-                    .iter()
-                    .map(|(_, progress)| progress.last_shown.map_or(0, lane_number))
-                    .collect::<Vec<_>>(),
-                &moved.iter().map(|(_, progress)| progress.owes_gap).collect::<Vec<_>>(),
-            )
-            .execute(&mut *connection)
-            .await?;
-        }
         self.write_learnt(connection).await?;
         if shown.is_empty() {
             return Ok(());
@@ -595,7 +590,13 @@ impl Fresh {
         }
     }
 
-    async fn insert(&self, connection: &mut PgConnection) -> sqlx::Result<()> {
+    /// Writes them, and how far their lanes have come.
+    async fn insert(
+        &self,
+        connection: &mut PgConnection,
+        moved: &[(&LaneName, Progress)],
+    ) -> sqlx::Result<()> {
+        let last_shown = |progress: &Progress| progress.last_shown.map_or(0, lane_number);
         sqlx::query!(
             r#"
             with fresh as (
@@ -623,6 +624,11 @@ impl Fresh {
                     $28::timestamptz[]
                 ) as owed (digest, gateway, at, level, expires_at)
                 on conflict (digest, kind) do update set next_attempt_at = excluded.next_attempt_at
+            ), moved as (
+                update lane_in l set last_shown = m.last_shown, owes_gap = m.owes_gap
+                from unnest($30::text[], $31::text[], $32::smallint[], $33::bigint[], $34::boolean[])
+                    as m (sender, recipient, level, last_shown, owes_gap)
+                where (l.sender, l.recipient, l.level) = (m.sender, m.recipient, m.level)
             ), came as (
                 insert into inbound (
                     message_id, sender, recipient, accepted_at, conversation, position, digest,
@@ -686,6 +692,11 @@ impl Fresh {
             &self.receipt.level,
             &self.receipt.expires_at,
             &self.gap,
+            &moved.iter().map(|(name, _)| lane_name(&name.0, &name.1)).collect::<Vec<_>>(),
+            &moved.iter().map(|(name, _)| name.2.clone()).collect::<Vec<_>>(),
+            &moved.iter().map(|(name, _)| name.3).collect::<Vec<_>>(),
+            &moved.iter().map(|(_, progress)| last_shown(progress)).collect::<Vec<_>>(),
+            &moved.iter().map(|(_, progress)| progress.owes_gap).collect::<Vec<_>>(),
         )
         .execute(connection)
         .await

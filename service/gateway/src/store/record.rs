@@ -1,11 +1,18 @@
 //! Recording how deliveries elsewhere fare: many at a time, as they come in crowds.
 
+use std::time::Duration;
+
 use fieldpost_delivery::{Attempt, Claim, Next, Settled, Time};
 use fieldpost_envelope::MessageStatus;
 use uuid::Uuid;
 
 use crate::store::{
-    Store, batches::Question, inbox::settled, outbox::DeliveryName, warm::WarmConnections, words,
+    Store,
+    batches::{Question, SLOW},
+    inbox::settled,
+    outbox::DeliveryName,
+    warm::WarmConnections,
+    words,
 };
 
 /// That an envelope of a claimed delivery is about to leave.
@@ -20,6 +27,7 @@ pub(super) struct Leaving {
 impl Question for Leaving {
     type Key = [u8; 32];
     const TOGETHER: usize = 512;
+    const SECOND_AFTER: Duration = SLOW;
 
     fn key(&self) -> [u8; 32] {
         self.digest
@@ -41,6 +49,7 @@ pub(super) struct Step {
 impl Question for Step {
     type Key = (Uuid, String, String);
     const TOGETHER: usize = 512;
+    const SECOND_AFTER: Duration = SLOW;
 
     fn key(&self) -> Self::Key {
         let DeliveryName { message_id, sender, recipient, .. } = &self.delivery;
@@ -59,6 +68,27 @@ pub(super) struct Arrived {
 impl Question for Arrived {
     type Key = (Uuid, String, String);
     const TOGETHER: usize = 512;
+    const SECOND_AFTER: Duration = SLOW;
+
+    fn key(&self) -> Self::Key {
+        self.delivery.key()
+    }
+}
+
+/// That an envelope left, and that the recipient has the message.
+#[derive(Clone)]
+pub(super) struct Delivered {
+    now: Time,
+    delivery: DeliveryName,
+    attempts: Vec<Attempt>,
+    status: MessageStatus,
+    at: Time,
+}
+
+impl Question for Delivered {
+    type Key = (Uuid, String, String);
+    const TOGETHER: usize = 512;
+    const SECOND_AFTER: Duration = SLOW;
 
     fn key(&self) -> Self::Key {
         self.delivery.key()
@@ -98,6 +128,24 @@ impl Store {
         let arrived = Arrived { now, delivery, attempts: attempts.to_vec() };
         let warm = self.warm.clone();
         self.arrived.ask(arrived, move |arrived| record_arrivals(warm.clone(), arrived)).await
+    }
+
+    /// Records in one that a claimed delivery has left, by the last of `attempts`, that the recipient's
+    /// gateway has it, and that it ended at `at` as `delivered` or `read`: as
+    /// [`record_arrival`](Self::record_arrival) and [`take_receipt`](Self::take_receipt) do one after
+    /// the other. `None`, and nothing is recorded, if it is owed no more or had arrived before.
+    pub async fn record_delivered(
+        &self,
+        now: Time,
+        claim: &Claim,
+        attempts: &[Attempt],
+        status: MessageStatus,
+        at: Time,
+    ) -> sqlx::Result<Option<Settled>> {
+        let delivery = DeliveryName::of(claim);
+        let delivered = Delivered { now, delivery, attempts: attempts.to_vec(), status, at };
+        let warm = self.warm.clone();
+        self.delivered.ask(delivered, move |all| record_delivered(warm.clone(), all)).await
     }
 
     /// Records an attempt and what follows; see [`fieldpost_delivery::Store::record`].
@@ -205,6 +253,90 @@ async fn record_arrivals(warm: WarmConnections, arrived: Vec<Arrived>) -> sqlx::
     .await?;
     connection.keep();
     Ok(vec![(); arrived.len()])
+}
+
+async fn record_delivered(
+    warm: WarmConnections,
+    delivered: Vec<Delivered>,
+) -> sqlx::Result<Vec<Option<Settled>>> {
+    let (mut tried, mut tried_for) = (Tried::default(), Vec::new());
+    for (number, Delivered { delivery, attempts, .. }) in (1_i64..).zip(&delivered) {
+        for attempt in attempts {
+            tried.push(delivery, attempt);
+            tried_for.push(number);
+        }
+    }
+    let last = |one: &Delivered| one.attempts.last().map(|last| last.transport.clone());
+    let names = delivered.iter().map(|one| &one.delivery);
+    let mut connection = warm.take().await?;
+    let ended = sqlx::query_scalar!(
+        r#"
+        with delivered as (
+            select * from unnest(
+                $1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[],
+                $7::timestamptz[]
+            ) with ordinality as delivered (
+                message_id, sender, recipient, status, at, transport, heard_at, number
+            )
+        ), gone as (
+            delete from outbox o
+            using delivered d
+            where (o.message_id, o.sender, o.recipient) = (d.message_id, d.sender, d.recipient)
+              and o.stage < 2
+            returning d.number, o.accepted_at, o.message_id, o.sender, o.recipient, d.status, d.at,
+                      d.transport, d.heard_at
+        ), tried as (
+            insert into attempt (
+                accepted_at, message_id, sender, recipient, transport, started_at, result, reason,
+                hops
+            )
+            select g.accepted_at, g.message_id, g.sender, g.recipient, t.transport, t.started_at,
+                   t.result, t.reason, t.hops
+            from unnest(
+                $8::bigint[], $9::text[], $10::timestamptz[], $11::text[], $12::text[],
+                $13::smallint[]
+            ) as t (number, transport, started_at, result, reason, hops)
+            join gone g using (number)
+            union all
+            select accepted_at, message_id, sender, recipient, transport, heard_at, 'stored', null,
+                   null
+            from gone
+        ), ended as (
+            insert into delivery (
+                accepted_at, message_id, sender, recipient, status, at, delivered_at
+            )
+            select accepted_at, message_id, sender, recipient, status, at, at from gone
+            on conflict (message_id, sender, recipient, accepted_at) do update
+            set status = excluded.status, at = excluded.at, reason = excluded.reason,
+                delivered_at = coalesce(delivery.delivered_at, excluded.delivered_at)
+        )
+        select number as "number!" from gone
+        "#,
+        &names.clone().map(|name| name.message_id).collect::<Vec<_>>(),
+        &names.clone().map(|name| name.sender.clone()).collect::<Vec<_>>(),
+        &names.map(|name| name.recipient.clone()).collect::<Vec<_>>(),
+        &delivered.iter().map(|one| one.status.as_str().to_owned()).collect::<Vec<_>>(),
+        &delivered.iter().map(|one| one.at).collect::<Vec<_>>(),
+        &delivered.iter().map(|one| last(one).unwrap_or_default()).collect::<Vec<_>>(),
+        &delivered.iter().map(|one| one.now).collect::<Vec<_>>(),
+        &tried_for,
+        &tried.transport,
+        &tried.started_at,
+        &tried.result,
+        &tried.reason as &[Option<String>],
+        &tried.hops as &[Option<i16>],
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    connection.keep();
+    let mut answers: Vec<Option<Settled>> = delivered.iter().map(|_| None).collect();
+    for number in ended {
+        let number = number as usize - 1;
+        let Delivered { delivery, status, at, .. } = &delivered[number];
+        let DeliveryName { message_id, sender, recipient, .. } = delivery;
+        answers[number] = Some(settled(*message_id, sender, recipient.clone(), *status, *at)?);
+    }
+    Ok(answers)
 }
 
 /// Records many steps of as many deliveries.

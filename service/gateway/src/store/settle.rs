@@ -1,6 +1,6 @@
 //! Settling receipts that came: many at a time, as they come in crowds.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use fieldpost_delivery::{Effect, ReceiptIn, Settled, Standing, Time, effect, signer_of};
 use fieldpost_envelope::{AnonymityLevel, MessageStatus, ReceiptKind};
@@ -8,8 +8,13 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::store::{
-    Store, batches::Question, inbox::settled, messages::target, outbox::DeliveryName,
-    warm::WarmConnections, words,
+    Store,
+    batches::{Question, SLOW},
+    inbox::settled,
+    messages::target,
+    outbox::DeliveryName,
+    warm::WarmConnections,
+    words,
 };
 
 /// What became of a receipt that came.
@@ -32,6 +37,7 @@ impl Question for Came {
     type Key = [u8; 32];
     const TOGETHER: usize = 512;
     const SHARES_KEYS: bool = true;
+    const SECOND_AFTER: Duration = SLOW;
 
     fn key(&self) -> [u8; 32] {
         self.receipt.envelope
