@@ -17,20 +17,29 @@ use crate::{
 
 /// The limits that other figures are put beside.
 pub(crate) struct Floor {
-    /// Single-row commits a second with 64 clients, by pgbench.
-    pub(crate) commits_64: f64,
-    /// The slowest of a hundred flushes of 8 KiB.
-    pub(crate) flush_p99: Duration,
+    /// The server must outlive its address.
+    _postgres: Postgres,
+    url: String,
+}
+
+const SINGLE: &str =
+    "insert into single (sender, body) values ('alice', decode(repeat('ab', 256), 'hex'));\n";
+
+impl Floor {
+    /// Single-row commits a second with `clients`, by pgbench.
+    pub(crate) fn single_row_commits(&self, clients: u32, seconds: u32) -> f64 {
+        pgbench(&self.url, SINGLE, clients, seconds)
+    }
 }
 
 /// Measures them.
 pub(crate) async fn measure(table: &mut Table) -> Floor {
     let mut flushes = flushes(Duration::from_secs(2));
-    let flush_p99 = flushes.quantile(0.99);
+    let (p50, p99) = (flushes.quantile(0.5), flushes.quantile(0.99));
     table.figure(
         "flush of 8 KiB",
         format!("{:.0} /s", flushes.len() as f64 / 2.0),
-        format!("p50 {}, p99 {}", milliseconds(flushes.quantile(0.5)), milliseconds(flush_p99)),
+        format!("p50 {}, p99 {}", milliseconds(p50), milliseconds(p99)),
     );
     let postgres = Postgres::start().await;
     let url = postgres.create_database("floor");
@@ -38,28 +47,29 @@ pub(crate) async fn measure(table: &mut Table) -> Floor {
         &url,
         "create table single (sender text, body bytea, at timestamptz default now(), id bigserial primary key)",
     );
-    let single =
-        "insert into single (sender, body) values ('alice', decode(repeat('ab', 256), 'hex'));\n";
-    let mut commits = [0.0; 2];
-    for (slot, clients) in commits.iter_mut().zip([1, 64]) {
-        *slot = pgbench(&url, single, clients, 5);
+    let floor = Floor { _postgres: postgres, url };
+    for clients in [1, 64] {
         table.figure(
             format!("single-row commits, {clients} clients"),
-            format!("{slot:.0} /s"),
+            format!("{:.0} /s", floor.single_row_commits(clients, 5)),
             "pgbench on an own server, 256 B",
         );
     }
     let batched = "insert into single (sender, body) select 'alice', decode(repeat('ab', 256), 'hex') from generate_series(1, 256);\n";
-    let rate = pgbench(&url, batched, 2, 5) * 256.0;
+    let rate = pgbench(&floor.url, batched, 2, 5) * 256.0;
     table.figure(
         "batched inserts",
         format!("{rate:.0} rows/s"),
         "pgbench, 256 rows a commit, 2 clients",
     );
-    Floor { commits_64: commits[1], flush_p99 }
+    // Nothing of it is to be written while others are measured.
+    psql(&floor.url, "truncate single");
+    psql(&floor.url, "checkpoint");
+    floor
 }
 
-fn flushes(duration: Duration) -> Measured {
+/// Flushes 8 KiB over and over for `duration`; how long each took.
+pub(crate) fn flushes(duration: Duration) -> Measured {
     let path = std::env::temp_dir().join(format!("fieldpost-flush-{}", std::process::id()));
     let mut file = File::create(&path).expect("a temporary file");
     let (mut measured, end, page) = (Measured::default(), Instant::now() + duration, [7; 8192]);

@@ -16,8 +16,9 @@ use fieldpost_envelope::{MessageId, PeerId};
 
 use self::book::Book;
 use crate::{
-    Accepted, Attempt, Cancelled, Claim, Confirm, Correspondent, Inbound, InboxEntry, Next,
-    ReceiptIn, ReceiptOut, Received, Record, Seq, Settled, Store, Submission, Time,
+    Accepted, AcceptedBatch, Attempt, Cancelled, Claim, Confirm, Correspondent, Inbound,
+    InboxEntry, Next, ReceiptIn, ReceiptOut, Received, Record, Seq, Settled, Store, Submission,
+    Time,
 };
 
 /// How long the identity of a message is remembered: the longest time to live and a day (design,
@@ -99,9 +100,21 @@ impl Default for MemoryStore {
 impl Store for MemoryStore {
     type Error = Infallible;
 
-    async fn accept(&self, now: Time, batch: &[Submission]) -> Result<Vec<Accepted>, Infallible> {
-        let mut book = self.book();
-        Ok(batch.iter().map(|submission| book.accept(now, submission)).collect())
+    async fn accept_and_show(
+        &self,
+        now: Time,
+        batch: &[Submission],
+        present: &[PeerId],
+    ) -> Result<AcceptedBatch, Infallible> {
+        let (mut book, mut accepted) = (self.book(), AcceptedBatch::default());
+        for submission in batch {
+            let answer = book.accept(now, submission);
+            if matches!(answer, Accepted::New { .. }) {
+                accepted.shown.extend(book.show_at_once(now, submission, present));
+            }
+            accepted.answers.push(answer);
+        }
+        Ok(accepted)
     }
 
     async fn show(

@@ -186,6 +186,15 @@ pub enum Accepted {
     Conflict,
 }
 
+/// What became of a batch of submissions.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AcceptedBatch {
+    /// The answers, in the order of the batch.
+    pub answers: Vec<Accepted>,
+    /// What was shown at once, and to whom; each recipient's in order.
+    pub shown: Vec<(PeerId, InboxEntry)>,
+}
+
 /// One message in a recipient's inbox.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InboxEntry {
@@ -513,7 +522,20 @@ pub trait Store {
     type Error: std::error::Error + Send + Sync + 'static;
 
     /// Accepts a batch, each entry by itself, in order. The answers stand in the order of `batch`.
-    async fn accept(&self, now: Time, batch: &[Submission]) -> Result<Vec<Accepted>, Self::Error>;
+    async fn accept(&self, now: Time, batch: &[Submission]) -> Result<Vec<Accepted>, Self::Error> {
+        Ok(self.accept_and_show(now, batch, &[]).await?.answers)
+    }
+
+    /// As [`accept`](Self::accept), and in the same transaction shows what is new to those of its
+    /// recipients who are `present`, as [`show`](Self::show) would next. To a peer for whom something
+    /// else waits unshown nothing is shown here, as it has to come first; the store may leave it at
+    /// that for others too.
+    async fn accept_and_show(
+        &self,
+        now: Time,
+        batch: &[Submission],
+        present: &[PeerId],
+    ) -> Result<AcceptedBatch, Self::Error>;
 
     /// Shows up to `limit` unconfirmed messages of `peer` with a position above `after`, in order,
     /// giving positions to those that have none. Expired ones are not shown. A message of this

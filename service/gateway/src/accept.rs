@@ -9,6 +9,7 @@
 //! then.
 
 use std::{
+    collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
     io,
     num::NonZero,
@@ -17,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use fieldpost_delivery::{Accepted, Store as _, Submission, Target};
+use fieldpost_delivery::{Accepted, AcceptedBatch, InboxEntry, Store as _, Submission, Target};
 use fieldpost_envelope::PeerId;
 use thiserror::Error;
 use tokio::{
@@ -28,7 +29,11 @@ use tokio::{
 };
 use tracing::Instrument as _;
 
-use crate::{clock::Clock, store::Store, subscribers::Subscribers};
+use crate::{
+    clock::Clock,
+    store::{Quotas, Store},
+    subscribers::Subscribers,
+};
 
 /// The most writers; more of them only make the batches smaller.
 const MOST_WRITERS: usize = 4;
@@ -38,6 +43,10 @@ const WAITING: usize = 4096;
 const BATCH_BYTES: usize = 8 << 20;
 /// The most content that waits for all writers, in KiB; beyond, callers are told to come back.
 const WAITING_KIB: u32 = 64 << 10;
+/// For whom more waits than this looks into the store, as its inbox is searched for what was not shown.
+const MOST_UNCONFIRMED: u64 = 1024;
+/// For how long a commit may still come of which nothing was heard: twice the time of a statement.
+const IN_DOUBT: Duration = Duration::from_secs(30);
 /// How long a request waits for its commit.
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -143,6 +152,7 @@ pub async fn run(
     store: Store,
     clock: Clock,
     subscribers: Subscribers,
+    quotas: Quotas,
     wake_outbox: Arc<Notify>,
     batch_messages: usize,
 ) {
@@ -152,6 +162,7 @@ pub async fn run(
             store: store.clone(),
             clock: clock.clone(),
             subscribers: subscribers.clone(),
+            quotas: quotas.clone(),
             wake_outbox: wake_outbox.clone(),
             batch_messages,
         };
@@ -185,6 +196,7 @@ struct Writer {
     store: Store,
     clock: Clock,
     subscribers: Subscribers,
+    quotas: Quotas,
     wake_outbox: Arc<Notify>,
     /// The most messages in one commit.
     batch_messages: usize,
@@ -227,11 +239,8 @@ impl Writer {
         }
         let (submissions, answers): (Vec<_>, Vec<_>) =
             batch.into_iter().map(|request| (request.submission, request.answer)).unzip();
-        let committed =
-            self.store.accept(self.clock.now(), &submissions).instrument(span.clone()).await;
-        match committed {
+        match self.commit(&submissions).instrument(span.clone()).await {
             Ok(accepted) => {
-                self.announce(&submissions, &accepted);
                 for (answer, accepted) in answers.into_iter().zip(accepted) {
                     let _ = answer.send(Ok(accepted));
                 }
@@ -239,12 +248,7 @@ impl Writer {
             Err(error) if submissions.len() > 1 && is_refusal(&error) => {
                 // One bad row fails all: each gets its own try, so that only the bad one is refused.
                 for (submission, answer) in submissions.into_iter().zip(answers) {
-                    let submission = [submission];
-                    let outcome = self.store.accept(self.clock.now(), &submission).await;
-                    if let Ok(accepted) = &outcome {
-                        self.announce(&submission, accepted);
-                    }
-                    let _ = answer.send(match outcome {
+                    let _ = answer.send(match self.commit(&[submission]).await {
                         Ok(accepted) => accepted.into_iter().next().ok_or(AcceptError::Away),
                         Err(error) => Err(failure(&error)),
                     });
@@ -260,23 +264,52 @@ impl Writer {
         }
     }
 
-    /// Wakes whoever waits for what has just become visible.
-    fn announce(&self, submissions: &[Submission], accepted: &[Accepted]) {
+    /// Accepts, and tells whoever waits for what has just become visible.
+    async fn commit(&self, submissions: &[Submission]) -> sqlx::Result<Vec<Accepted>> {
+        let present = self.present(submissions);
+        let accepted = self.store.accept_and_show(self.clock.now(), submissions, &present).await;
+        let AcceptedBatch { answers, shown } = accepted.inspect_err(|_| {
+            self.subscribers.doubt(&present, self.clock.instant() + IN_DOUBT);
+        })?;
+        let mut handed: HashMap<PeerId, Vec<Arc<InboxEntry>>> = HashMap::new();
+        for (peer, entry) in shown {
+            handed.entry(peer).or_default().push(Arc::new(entry));
+        }
+        handed.iter().for_each(|(peer, entries)| self.subscribers.hand(peer, entries));
         let fresh = || {
             submissions
                 .iter()
-                .zip(accepted)
-                .filter(|(_, accepted)| matches!(accepted, Accepted::New { .. }))
+                .zip(&answers)
+                .filter(|(_, answer)| matches!(answer, Accepted::New { .. }))
                 .flat_map(|(submission, _)| &submission.deliveries)
         };
-        let recipients = fresh().filter_map(|target| match target {
-            Target::Local(peer) => Some(peer),
-            Target::Remote(_) | Target::Group { .. } | Target::Broadcast(_) => None,
-        });
-        self.subscribers.wake(recipients.collect::<Vec<&PeerId>>());
+        let others = fresh().filter_map(local).filter(|peer| !handed.contains_key(*peer));
+        self.subscribers.wake(others);
         if fresh().any(|target| !matches!(target, Target::Local(_))) {
             self.wake_outbox.notify_one();
         }
+        Ok(answers)
+    }
+
+    /// The recipients whose sockets wait for what comes next.
+    fn present(&self, submissions: &[Submission]) -> Vec<PeerId> {
+        let recipients = submissions.iter().flat_map(|submission| &submission.deliveries);
+        let is_present = |peer: &&PeerId| {
+            self.subscribers.is_present(peer)
+                && self.quotas.waiting(peer.as_str()) <= MOST_UNCONFIRMED
+        };
+        let mut present: Vec<_> =
+            recipients.filter_map(local).filter(is_present).cloned().collect();
+        present.sort_unstable();
+        present.dedup();
+        present
+    }
+}
+
+fn local(target: &Target) -> Option<&PeerId> {
+    match target {
+        Target::Local(peer) => Some(peer),
+        Target::Remote(_) | Target::Group { .. } | Target::Broadcast(_) => None,
     }
 }
 

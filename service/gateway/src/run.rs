@@ -272,7 +272,7 @@ impl Running {
 
 /// Starts what works in the background, each on its own. What holds the gateway ends at `stop`.
 fn spawn_workers(workers: &mut Workers, gateway: &Gateway, writers: accept::Writers) {
-    let Shared { store, clock, subscribers, wake_outbox, .. } = &**gateway;
+    let Shared { store, clock, subscribers, quotas, wake_outbox, .. } = &**gateway;
     workers.spawn(
         "accepting",
         accept::run(
@@ -280,6 +280,7 @@ fn spawn_workers(workers: &mut Workers, gateway: &Gateway, writers: accept::Writ
             store.clone(),
             clock.clone(),
             subscribers.clone(),
+            quotas.clone(),
             wake_outbox.clone(),
             usize::from(gateway.config.accept_batch),
         ),

@@ -3,6 +3,10 @@
 //!
 //! A wake-up is a hint and carries nothing: whoever is woken looks into the store. So a wake-up
 //! that is lost costs latency, never a message, and a slow reader holds nobody up.
+//!
+//! A socket that has seen all there was says so, and is then handed what is accepted for its peer
+//! with its position, instead of having to look. Whatever does not follow on what it has is a
+//! wake-up.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -10,9 +14,10 @@ use std::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    time::Instant,
 };
 
-use fieldpost_delivery::Settled;
+use fieldpost_delivery::{InboxEntry, Seq, Settled};
 use fieldpost_envelope::{MessageStatus, PeerId};
 use tokio::sync::Notify;
 
@@ -21,6 +26,22 @@ use crate::Gateway;
 /// How many receipts and presence changes wait for one slow socket; beyond, they are left out, and it
 /// is told how many were.
 const EVENTS_WAITING: usize = 1024;
+/// How many messages are handed to one socket before it has taken the first of them; beyond, it looks
+/// into the store.
+const HANDED_MESSAGES: usize = 64;
+/// The most content of these, in bytes.
+const HANDED_BYTES: usize = 256 << 10;
+
+/// What a socket hears.
+#[derive(Clone, Debug, PartialEq)]
+pub enum News {
+    /// The inbox may have grown.
+    Grown,
+    /// It has grown by these, which follow on what the socket has.
+    Messages(Vec<Arc<InboxEntry>>),
+    /// Something besides messages.
+    Event(Event),
+}
 
 /// What a socket is told besides its messages.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -61,6 +82,8 @@ pub struct Subscribers(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     peers: RwLock<HashMap<PeerId, Vec<Arc<Slot>>>>,
+    /// Who may have been shown what nobody handed over, and until when that may come to light.
+    in_doubt: Mutex<HashMap<PeerId, Instant>>,
     sockets: AtomicUsize,
     next: AtomicU64,
 }
@@ -71,8 +94,24 @@ struct Slot {
     /// Told when there is something to look at.
     news: Notify,
     has_grown: AtomicBool,
+    handed: Mutex<Handed>,
     // Not a channel, which takes a KiB of each socket before it holds anything.
     events: Mutex<VecDeque<Queued>>,
+}
+
+/// What a socket is handed.
+#[derive(Default)]
+struct Handed {
+    /// The socket has or was handed all up to here; `None` while it has to look.
+    up_to: Option<Seq>,
+    entries: Vec<Arc<InboxEntry>>,
+    bytes: usize,
+}
+
+impl Handed {
+    fn has_room(&self, messages: usize, bytes: usize) -> bool {
+        self.entries.len() + messages <= HANDED_MESSAGES && self.bytes + bytes <= HANDED_BYTES
+    }
 }
 
 /// What waits for one socket.
@@ -88,7 +127,30 @@ enum Queued {
 impl Slot {
     fn wake(&self) {
         self.has_grown.store(true, Ordering::Release);
+        self.handed().up_to = None;
         self.news.notify_one();
+    }
+
+    /// Hands over what was shown, or wakes where that does not follow on what the socket has.
+    fn hand(&self, entries: &[Arc<InboxEntry>]) {
+        let bytes = entries.iter().map(|entry| entry.message.content.bytes.len()).sum();
+        {
+            let mut handed = self.handed();
+            let follows = entries.first().is_some_and(|first| handed.up_to == Some(first.seq - 1));
+            if follows && handed.has_room(entries.len(), bytes) {
+                handed.up_to = entries.last().map(|last| last.seq);
+                handed.bytes += bytes;
+                handed.entries.extend_from_slice(entries);
+                drop(handed);
+                self.news.notify_one();
+                return;
+            }
+        }
+        self.wake();
+    }
+
+    fn handed(&self) -> std::sync::MutexGuard<'_, Handed> {
+        self.handed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tell(&self, event: &Arc<Event>) {
@@ -138,6 +200,7 @@ impl Subscribers {
             is_socket,
             news: Notify::new(),
             has_grown: AtomicBool::new(false),
+            handed: Mutex::default(),
             events: Mutex::default(),
         });
         if is_socket {
@@ -153,6 +216,35 @@ impl Subscribers {
         for peer in peers {
             map.get(peer).into_iter().flatten().for_each(|slot| slot.wake());
         }
+    }
+
+    /// Whether a socket of `peer` has all that there was, and room to be handed more.
+    pub fn is_present(&self, peer: &PeerId) -> bool {
+        self.read().get(peer).is_some_and(|slots| {
+            slots.iter().any(|slot| {
+                let handed = slot.handed();
+                handed.up_to.is_some() && handed.has_room(1, 0)
+            })
+        })
+    }
+
+    /// Hands `peer`'s sockets what was shown to it; whoever cannot take that up has to look.
+    pub fn hand(&self, peer: &PeerId, entries: &[Arc<InboxEntry>]) {
+        self.read().get(peer).into_iter().flatten().for_each(|slot| slot.hand(entries));
+    }
+
+    /// Lets `peers` look, now and while [`doubted`](Self::doubted) is asked: they may have been shown
+    /// something by a commit of which nobody heard, if it is still to come, until `until`.
+    pub fn doubt(&self, peers: &[PeerId], until: Instant) {
+        self.in_doubt().extend(peers.iter().map(|peer| (peer.clone(), until)));
+        self.wake(peers);
+    }
+
+    /// Who has to look again.
+    pub fn doubted(&self, now: Instant) -> Vec<PeerId> {
+        let mut in_doubt = self.in_doubt();
+        in_doubt.retain(|_, until| *until > now);
+        in_doubt.keys().cloned().collect()
     }
 
     /// Lets everybody look: something may have been missed.
@@ -202,6 +294,10 @@ impl Subscribers {
         self.0.sockets.load(Ordering::Relaxed)
     }
 
+    fn in_doubt(&self) -> std::sync::MutexGuard<'_, HashMap<PeerId, Instant>> {
+        self.0.in_doubt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<PeerId, Vec<Arc<Slot>>>> {
         self.0.peers.read().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
@@ -242,17 +338,36 @@ impl Subscription {
         }
     }
 
-    /// Waits for either the inbox to have grown (`None`) or an event. Cancel safe.
-    pub async fn next(&self) -> Option<Event> {
+    /// The client has all that there was up to `seq`: what follows may be handed over, unless the
+    /// inbox has grown meanwhile.
+    pub fn has_all_up_to(&self, seq: Seq) {
+        let mut handed = self.slot.handed();
+        let has_grown = self.slot.has_grown.load(Ordering::Acquire);
+        if handed.up_to.is_none() && handed.entries.is_empty() && !has_grown {
+            handed.up_to = Some(seq);
+        }
+    }
+
+    /// Waits for messages, for the inbox to have grown, or for an event. Cancel safe.
+    pub async fn next(&self) -> News {
         loop {
+            // Before a look, which begins after them.
+            let entries = {
+                let mut handed = self.slot.handed();
+                handed.bytes = 0;
+                std::mem::take(&mut handed.entries)
+            };
+            if !entries.is_empty() {
+                return News::Messages(entries);
+            }
             if self.slot.has_grown.swap(false, Ordering::AcqRel) {
-                return None;
+                return News::Grown;
             }
             let queued = self.slot.events().pop_front();
             match queued {
-                Some(Queued::Event(event)) => return Some(Arc::unwrap_or_clone(event)),
+                Some(Queued::Event(event)) => return News::Event(Arc::unwrap_or_clone(event)),
                 Some(Queued::Missed { receipts, presence }) => {
-                    return Some(Event::Missed { receipts, presence });
+                    return News::Event(Event::Missed { receipts, presence });
                 }
                 None => {}
             }
@@ -285,6 +400,11 @@ impl Drop for Subscription {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use fieldpost_delivery::{Content, Message, Wishes};
+    use fieldpost_envelope::{AnonymityLevel, MessageId, PeerAddress, Priority};
+
     use super::*;
 
     #[tokio::test]
@@ -294,7 +414,7 @@ mod tests {
         let first = subscribers.socket(alice.clone());
         let second = subscribers.poll(bob.clone());
         subscribers.wake([&alice]);
-        assert_eq!(first.next().await, None);
+        assert_eq!(first.next().await, News::Grown);
         let woken = futures_util::FutureExt::now_or_never(second.inbox_grew());
         assert_eq!(woken, None);
     }
@@ -312,16 +432,16 @@ mod tests {
         assert_eq!(poll_hears, None, "events are for sockets");
         subscribers.wake([&alice]);
         poll.inbox_grew().await;
-        assert_eq!(socket.next().await, None);
+        assert_eq!(socket.next().await, News::Grown);
         for _ in 0..EVENTS_WAITING {
-            assert_eq!(socket.next().await, Some(event.clone()));
+            assert_eq!(socket.next().await, News::Event(event.clone()));
         }
         let missed = Event::Missed { receipts: 0, presence: EVENTS_WAITING as u64 };
-        assert_eq!(socket.next().await, Some(missed));
+        assert_eq!(socket.next().await, News::Event(missed));
         assert_eq!(futures_util::FutureExt::now_or_never(socket.next()), None);
         // Once there is room, all goes on.
         subscribers.tell(&alice, &event);
-        assert_eq!(socket.next().await, Some(event));
+        assert_eq!(socket.next().await, News::Event(event));
     }
 
     #[tokio::test]
@@ -334,7 +454,7 @@ mod tests {
         assert!(subscribers.is_connected(&alice));
         assert_eq!(subscribers.sockets(), 1);
         subscribers.wake([&alice]);
-        assert_eq!(newer.next().await, None);
+        assert_eq!(newer.next().await, News::Grown);
         drop(newer);
         assert!(!subscribers.is_connected(&alice));
     }
@@ -351,9 +471,75 @@ mod tests {
         subscribers.revoke(&alice);
         assert!(socket.is_revoked());
         assert!(!subscribers.is_connected(&alice));
-        while let Some(seen) = socket.next().await {
+        while let News::Event(seen) = socket.next().await {
             assert!(seen == event || matches!(seen, Event::Missed { .. }), "{seen:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn who_has_all_is_handed_what_follows_and_looks_at_anything_else() {
+        let subscribers = Subscribers::default();
+        let alice = name("alice");
+        let (first, second) =
+            (subscribers.socket(alice.clone()), subscribers.socket(alice.clone()));
+        assert!(!subscribers.is_present(&alice));
+        first.has_all_up_to(4);
+        second.has_all_up_to(5);
+        assert!(subscribers.is_present(&alice));
+        subscribers.hand(&alice, &[entry(5, 1)]);
+        subscribers.hand(&alice, &[entry(6, 1)]);
+        assert_eq!(first.next().await, News::Messages(vec![entry(5, 1), entry(6, 1)]));
+        assert_eq!(second.next().await, News::Grown, "5 does not follow on 5");
+        second.has_all_up_to(6);
+        subscribers.wake([&alice]);
+        assert!(!subscribers.is_present(&alice), "somebody else's message may come first");
+        subscribers.hand(&alice, &[entry(7, 1)]);
+        assert_eq!(first.next().await, News::Grown);
+        assert_eq!(second.next().await, News::Grown);
+    }
+
+    #[tokio::test]
+    async fn who_may_have_been_shown_something_looks_until_that_is_settled() {
+        let (subscribers, alice) = (Subscribers::default(), name("alice"));
+        let socket = subscribers.socket(alice.clone());
+        let now = tokio::time::Instant::now().into_std();
+        socket.has_all_up_to(0);
+        subscribers.doubt(std::slice::from_ref(&alice), now + Duration::from_secs(30));
+        assert_eq!(socket.next().await, News::Grown);
+        assert_eq!(subscribers.doubted(now + Duration::from_secs(29)), [alice]);
+        assert!(subscribers.doubted(now + Duration::from_secs(30)).is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_does_not_take_what_it_is_handed_has_to_look_and_nothing_is_kept_for_it() {
+        let subscribers = Subscribers::default();
+        let alice = name("alice");
+        for bytes in [1, HANDED_BYTES / 8] {
+            let socket = subscribers.socket(alice.clone());
+            socket.has_all_up_to(0);
+            let last = 2 * HANDED_MESSAGES as Seq;
+            (1..=last).for_each(|seq| subscribers.hand(&alice, &[entry(seq, bytes)]));
+            assert!(!subscribers.is_present(&alice));
+            let News::Messages(handed) = socket.next().await else { panic!("nothing was handed") };
+            assert_eq!(handed.len(), HANDED_MESSAGES.min(HANDED_BYTES / bytes));
+            assert_eq!(socket.next().await, News::Grown);
+        }
+    }
+
+    fn entry(seq: Seq, bytes: usize) -> Arc<InboxEntry> {
+        let at = fieldpost_delivery::Time::UNIX_EPOCH;
+        let content = Content { bytes: vec![0; bytes], ..Content::default() };
+        let message = Message {
+            id: MessageId(uuid::Uuid::nil()),
+            sender: PeerAddress::local(name("bob")),
+            to: name("alice").into(),
+            content,
+            expires_at: at,
+            priority: Priority::Normal,
+            min_anonymity: AnonymityLevel::NONE,
+            wishes: Wishes::default(),
+        };
+        Arc::new(InboxEntry { seq, accepted_at: at, sent_at: at, message, gap: false, late: false })
     }
 
     fn name(text: &str) -> PeerId {

@@ -156,6 +156,7 @@ async fn release(gateway: &Gateway) -> sqlx::Result<()> {
 
 /// A wake-up can be lost, with the database or the bus; what it was for must not wait.
 async fn wake(gateway: &Gateway, now: DateTime<Utc>) -> sqlx::Result<()> {
+    gateway.subscribers.wake(&gateway.subscribers.doubted(gateway.clock.instant()));
     for peers in gateway.subscribers.peers().chunks(PEERS) {
         let owed = gateway.store.unshown_among(now, peers).await?;
         gateway.subscribers.wake(&owed);

@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use super::*;
 use crate::{
-    Accepted, Attempt, Cancelled, Inbound, MemoryStore, Next, ReceiptIn, ReceiptOut, Received,
-    Record, Settled, Submission,
+    Accepted, AcceptedBatch, Attempt, Cancelled, Inbound, MemoryStore, Next, ReceiptIn, ReceiptOut,
+    Received, Record, Settled, Submission,
 };
 
 #[test]
@@ -36,6 +36,7 @@ fn the_memory_store_keeps_its_word() {
         "same",
         "conflict",
         "shown",
+        "shown at once",
         "confirmed",
         "cancelled",
         "expired",
@@ -118,10 +119,12 @@ enum Fault {
     SkipsPositions,
     WakesTooLate,
     OwesWhatFailed,
+    MixesUpRecipients,
+    ShowsAtOnceOutOfTurn,
 }
 
 const FAULTS: &[(Fault, &[&str])] = &[
-    (Fault::LosesDeliveries, &[LOST]),
+    (Fault::LosesDeliveries, &[LOST, CONTRACT]),
     (Fault::OwesWhatFailed, &[LOST, CONTRACT]),
     (Fault::ShowsConfirmed, &[ONCE, CONTRACT]),
     (Fault::SwapsNeighbours, &[ORDER, ONCE]),
@@ -145,6 +148,8 @@ const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::ExpiresNothing, &[LOST]),
     (Fault::SkipsPositions, &[CONTRACT]),
     (Fault::WakesTooLate, &[CONTRACT]),
+    (Fault::MixesUpRecipients, &[CONTRACT]),
+    (Fault::ShowsAtOnceOutOfTurn, &[CONTRACT]),
 ];
 
 /// A store that does one thing wrong.
@@ -180,7 +185,12 @@ impl Faulty {
 impl Store for Faulty {
     type Error = Infallible;
 
-    async fn accept(&self, now: Time, batch: &[Submission]) -> Result<Vec<Accepted>, Infallible> {
+    async fn accept_and_show(
+        &self,
+        now: Time,
+        batch: &[Submission],
+        present: &[PeerId],
+    ) -> Result<AcceptedBatch, Infallible> {
         let mut batch = batch.to_vec();
         if self.fails(Fault::LosesDeliveries) {
             batch[0].deliveries.clear();
@@ -191,7 +201,8 @@ impl Store for Faulty {
                 submission.deliveries.extend(failures);
             }
         }
-        let mut answers = self.store.accept(now, &batch).await?;
+        let AcceptedBatch { mut answers, mut shown } =
+            self.store.accept_and_show(now, &batch, present).await?;
         for (submission, answer) in batch.iter_mut().zip(&mut answers) {
             let is_same = matches!(answer, Accepted::Same { .. });
             if is_same && self.fails(Fault::TakesRepeatsAsNew) {
@@ -203,7 +214,15 @@ impl Store for Faulty {
                 *answer = Accepted::New { accepted_at: now };
             }
         }
-        Ok(answers)
+        if self.is(Fault::MixesUpRecipients)
+            && let Some((to, _)) = shown.first_mut()
+        {
+            *to = present.iter().find(|peer| *peer != to).unwrap_or(to).clone();
+        }
+        if self.is(Fault::ShowsAtOnceOutOfTurn) {
+            shown.reverse();
+        }
+        Ok(AcceptedBatch { answers, shown })
     }
 
     async fn show(

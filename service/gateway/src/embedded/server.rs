@@ -49,6 +49,11 @@ const SETTINGS: &[&str] = &[
     "checkpoint_timeout=15min",
     "checkpoint_completion_target=0.9",
     "autovacuum_naptime=10s",
+    // Statements are planned for an index whatever the statistics say, and history only grows: taking
+    // samples and visiting new pages every few seconds would cost as much as a tenth of accepting.
+    "autovacuum_analyze_threshold=20000",
+    "autovacuum_analyze_scale_factor=1",
+    "autovacuum_vacuum_insert_threshold=100000",
     // Workers would share memory in /dev/shm, which is tiny in containers, and no query needs them.
     "max_parallel_workers_per_gather=0",
     "idle_in_transaction_session_timeout=60s",

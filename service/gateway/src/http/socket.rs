@@ -4,7 +4,7 @@
 //! the store page by page as the client takes them, so a slow reader costs one page of memory and
 //! holds nobody up; after a while it is closed and may resume.
 
-use std::{collections::HashSet, task::Poll, time::Duration};
+use std::{collections::HashSet, sync::Arc, task::Poll, time::Duration};
 
 use axum::{
     extract::{
@@ -41,7 +41,7 @@ use crate::{
     },
     presence,
     store::{LARGE_PAGE, SMALL_PAGE, SMALL_PAGE_BYTES},
-    subscribers::{Event, Subscription},
+    subscribers::{News, Subscription},
 };
 
 mod bitchat;
@@ -355,7 +355,7 @@ impl<'a> Session<'a> {
                 Some((reference, outcome)) = self.sends.next() => {
                     self.answer_send(socket, reference, outcome).boxed().await
                 }
-                event = self.subscription.next() => self.hear(socket, event).boxed().await,
+                news = self.subscription.next() => self.hear(socket, news).boxed().await,
                 () = pause(self.paused_until) => {
                     self.paused_until = None;
                     Ok(())
@@ -375,6 +375,9 @@ impl<'a> Session<'a> {
             return;
         }
         let (gateway, peer) = (self.gateway, self.peer);
+        if !self.hungry && self.showing.is_none() {
+            self.subscription.has_all_up_to(self.cursor);
+        }
         if self.hungry && self.showing.is_none() {
             self.hungry = false;
             let (cursor, page) = (self.cursor, self.page);
@@ -468,6 +471,10 @@ impl<'a> Session<'a> {
         self.hungry |= is_full;
         self.cursor = entries.last().map_or(self.cursor, |last| last.seq);
         self.look_ahead().await;
+        self.write(socket, entries).await
+    }
+
+    async fn write(&mut self, socket: &mut WebSocket, entries: Vec<InboxEntry>) -> Result<(), End> {
         for entry in entries {
             let (sender, id) = (&entry.message.sender.peer, entry.message.id);
             let span = self.gateway.traces.part(
@@ -584,19 +591,23 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    async fn hear(&mut self, socket: &mut WebSocket, event: Option<Event>) -> Result<(), End> {
+    async fn hear(&mut self, socket: &mut WebSocket, news: News) -> Result<(), End> {
         if self.subscription.is_revoked() {
             return Err(End::Revoked);
         }
-        match event {
-            None => {
+        match news {
+            News::Grown => {
                 self.hungry = true;
                 Ok(())
             }
-            Some(event) if self.dialect == Dialect::V1 => {
+            News::Messages(entries) => {
+                self.cursor = entries.last().map_or(self.cursor, |last| last.seq);
+                self.write(socket, entries.into_iter().map(Arc::unwrap_or_clone).collect()).await
+            }
+            News::Event(event) if self.dialect == Dialect::V1 => {
                 send_text(socket, v1::event(&event)).await
             }
-            Some(_) => Ok(()),
+            News::Event(_) => Ok(()),
         }
     }
 

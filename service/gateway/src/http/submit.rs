@@ -9,6 +9,7 @@ use fieldpost_delivery::{
 use fieldpost_envelope::{
     AnonymityLevel, GroupId, MessageId, MessageStatus, PeerAddress, PeerId, Priority, Recipient,
 };
+use futures_util::FutureExt;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -94,6 +95,8 @@ pub fn check_ttl(ttl: i64, to: &Recipient) -> Result<i64, ApiError> {
 
 /// Accepts a message of `sender` and returns once it is durable.
 ///
+/// What is seldom done on the way is boxed: a future is moved with room for all that it may do.
+///
 /// # Errors
 ///
 /// 404 and 403 for recipients that are not there or not the sender's, 409 for an id that names
@@ -112,14 +115,15 @@ pub async fn submit(
     // A name may lead elsewhere by now, and what is only said again must not pin it.
     if let (Some(id), Some(name)) = (id, bare_name(&to))
         && !gateway.store.peer_exists(name).await?
-        && let Some(earlier) = accepted_before(gateway, sender, id, &to, &fingerprint).await?
+        && let Some(earlier) =
+            accepted_before(gateway, sender, id, &to, &fingerprint).boxed().await?
     {
         return Ok(earlier);
     }
     match accept(gateway, sender, draft, to.clone(), fingerprint).await {
         // What was accepted stays accepted, whatever quotas and groups have come to since.
         Err(refusal) if let Some(id) = id => {
-            match accepted_before(gateway, sender, id, &to, &fingerprint).await {
+            match accepted_before(gateway, sender, id, &to, &fingerprint).boxed().await {
                 Ok(Some(earlier)) => Ok(earlier),
                 // A look that fails tells nothing, and the refusal says what is in doubt.
                 Ok(None) | Err(_) => Err(refusal),
@@ -182,7 +186,7 @@ async fn accept(
     check_wishes(gateway, &draft.wishes)?;
     if !draft.content.file_ids.is_empty()
         && let Some(file) =
-            gateway.store.first_not_attachable(&draft.content.file_ids, sender).await?
+            gateway.store.first_not_attachable(&draft.content.file_ids, sender).boxed().await?
     {
         return Err(ApiError::invalid(
             "body.file_ids",
@@ -190,7 +194,12 @@ async fn accept(
         ));
     }
     draft.id.get_or_insert_with(|| MessageId(Uuid::now_v7()));
-    let deliveries = resolve(gateway, sender, &draft, &to).await?;
+    let deliveries = match bare_name(&to) {
+        Some(peer) if draft.wishes.required.is_none() && gateway.store.knows_peer(peer) => {
+            vec![Target::Local(peer.clone())]
+        }
+        _ => resolve(gateway, sender, &draft, &to).boxed().await?,
+    };
     let to = match deliveries.as_slice() {
         // Where a name was found is where the message belongs, in history too.
         [Target::Remote(address)] if to.as_peer().is_some() => Recipient::Peer(address.clone()),
@@ -219,10 +228,12 @@ async fn take(
     if let Some(first) = full.first().filter(|_| full.len() == asked.len()) {
         // Room would not help whoever gives an id twice.
         let (now, fingerprint) = (gateway.clock.now(), &submission.fingerprint);
-        return Err(match gateway.store.accepted_as(now, id, sender, fingerprint).await? {
-            Some(Accepted::Conflict) => used_id(id, sender),
-            _ => ApiError::storage_full(first.to_string()),
-        });
+        return Err(
+            match gateway.store.accepted_as(now, id, sender, fingerprint).boxed().await? {
+                Some(Accepted::Conflict) => used_id(id, sender),
+                _ => ApiError::storage_full(first.to_string()),
+            },
+        );
     }
     fail_full(&mut submission, &full);
     let failures = submission.failures.clone();
@@ -238,7 +249,7 @@ async fn take(
             gateway.store.count_sent(sender);
             locals.iter().for_each(|peer| gateway.store.count_received(peer));
             if let Some(group) = group {
-                count_group_message(gateway, group, sender, accepted_at).await;
+                count_group_message(gateway, group, sender, accepted_at).boxed().await;
             }
             for Failure { target, reason } in failures {
                 let settled = Settled {

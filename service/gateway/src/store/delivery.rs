@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use fieldpost_delivery::{
-    Accepted, Attempt, Cancelled, Claim, Confirm, Inbound, InboxEntry, Next, ReceiptIn, ReceiptOut,
-    Received, Record, Seq, Settled, Submission, Time,
+    AcceptedBatch, Attempt, Cancelled, Claim, Confirm, Inbound, InboxEntry, Next, ReceiptIn,
+    ReceiptOut, Received, Record, Seq, Settled, Submission, Time,
 };
 use fieldpost_envelope::{MessageId, PeerId};
 
@@ -13,8 +13,13 @@ use crate::store::Store;
 impl fieldpost_delivery::Store for Store {
     type Error = sqlx::Error;
 
-    async fn accept(&self, now: Time, batch: &[Submission]) -> sqlx::Result<Vec<Accepted>> {
-        self.accept_batch(now, batch).await
+    async fn accept_and_show(
+        &self,
+        now: Time,
+        batch: &[Submission],
+        present: &[PeerId],
+    ) -> sqlx::Result<AcceptedBatch> {
+        self.accept_batch(now, batch, present).await
     }
 
     async fn show(

@@ -7,7 +7,10 @@ mod records;
 use std::collections::{HashMap, HashSet};
 
 use chrono::TimeDelta;
-use fieldpost_delivery::{Accepted, Cancelled, Correspondent, Message, Submission, Target, Time};
+use fieldpost_delivery::{
+    Accepted, AcceptedBatch, Cancelled, Correspondent, InboxEntry, Message, Seq, Submission,
+    Target, Time,
+};
 use fieldpost_envelope::{MessageId, MessageStatus, PeerAddress, PeerId, Recipient};
 use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
@@ -38,20 +41,24 @@ pub(super) struct Sealed {
 }
 
 impl Store {
-    /// Accepts a batch; see [`fieldpost_delivery::Store::accept`].
+    /// Accepts a batch; see [`fieldpost_delivery::Store::accept_and_show`]. Of a batch in which one
+    /// was known before nothing is shown.
     pub(super) async fn accept_batch(
         &self,
         now: Time,
         batch: &[Submission],
-    ) -> sqlx::Result<Vec<Accepted>> {
+        present: &[PeerId],
+    ) -> sqlx::Result<AcceptedBatch> {
         let times = self.acceptance_times(now, batch.len());
         let mut day = times.start.date_naive();
         let mut key = self.data_key(day).await?;
         let mut rows = Rows::default();
-        let mut taken = HashSet::with_capacity(batch.len());
+        let mut names = HashSet::with_capacity(batch.len());
+        let mut taken = Vec::with_capacity(batch.len());
         for (index, submission) in batch.iter().enumerate() {
             let message = &submission.message;
-            if taken.insert((message.id, &message.sender)) {
+            if names.insert((message.id, &message.sender)) {
+                taken.push(submission);
                 let at = times.at(index);
                 if at.date_naive() != day {
                     day = at.date_naive();
@@ -66,28 +73,30 @@ impl Store {
         }
         let met = self.contacts.unknown(&rows.sender, &rows.addressed_to);
         rows.meet(&met);
-        let fresh = if rows.is_plain() && !self.announces {
+        let present: Vec<String> = present.iter().map(ToString::to_string).collect();
+        let (fresh, shown) = if rows.is_plain() && !self.announces {
             let mut connection = self.warm.take().await?;
-            let fresh = match rows.insert_fresh(&mut connection).await? {
-                true if taken.len() == batch.len() => None,
-                true => Some(rows.all()),
-                false => Some(rows.insert(&mut connection).await?),
+            let (fresh, shown) = match rows.insert_fresh(&mut connection, &present).await? {
+                Some(shown) if taken.len() == batch.len() => (None, shown),
+                Some(shown) => (Some(rows.all()), shown),
+                None => (Some(rows.insert(&mut connection).await?), Vec::new()),
             };
             connection.keep();
             let Some(fresh) = fresh else {
                 let new = |index| Accepted::New { accepted_at: times.at(index) };
-                return Ok((0..batch.len()).map(new).collect());
+                let answers = (0..batch.len()).map(new).collect();
+                return Ok(AcceptedBatch { answers, shown: entries(&rows, &taken, shown)? });
             };
-            fresh
+            (fresh, shown)
         } else {
             let mut connection = self.warm.take().await?;
             let mut transaction = sqlx::Connection::begin(&mut *connection).await?;
-            let fresh = match rows.insert_fresh(&mut transaction).await? {
-                true => rows.all(),
-                false => {
+            let (fresh, shown) = match rows.insert_fresh(&mut transaction, &present).await? {
+                Some(shown) => (rows.all(), shown),
+                None => {
                     transaction.rollback().await?;
                     transaction = sqlx::Connection::begin(&mut *connection).await?;
-                    rows.insert(&mut transaction).await?
+                    (rows.insert(&mut transaction).await?, Vec::new())
                 }
             };
             rows.insert_outbox(&mut transaction, &fresh).await?;
@@ -104,12 +113,14 @@ impl Store {
             transaction.commit().await?;
             connection.keep();
             self.contacts.remember(&rows.contact_peer, &rows.contact_other);
-            fresh
+            (fresh, shown)
         };
         // What is fresh is committed: a failure from here on must not read as if it were not.
-        self.answer(now, batch, &fresh)
+        let answers = self
+            .answer(now, batch, &fresh)
             .await
-            .map_err(|error| sqlx::Error::Protocol(format!("after the commit: {error}")))
+            .map_err(|error| sqlx::Error::Protocol(format!("after the commit: {error}")))?;
+        Ok(AcceptedBatch { answers, shown: entries(&rows, &taken, shown)? })
     }
 
     /// Strictly increasing times for a batch, never before those of an earlier one.
@@ -340,6 +351,23 @@ async fn locate(
     )
     .fetch_optional(connection)
     .await
+}
+
+/// What was shown at once, as it would be read from the inbox. `taken` are the submissions of `rows`.
+fn entries(
+    rows: &Rows,
+    taken: &[&Submission],
+    shown: Vec<(usize, Seq)>,
+) -> sqlx::Result<Vec<(PeerId, InboxEntry)>> {
+    let entry = |(number, seq)| {
+        let (recipient, message) = rows.inbox_row(number);
+        let accepted_at = rows.accepted_at[message];
+        let message = taken[message].message.clone();
+        let entry =
+            InboxEntry { seq, accepted_at, sent_at: accepted_at, message, gap: false, late: false };
+        Ok((words::parse(recipient)?, entry))
+    };
+    shown.into_iter().map(entry).collect()
 }
 
 /// Lets recipients read the files that came with what is fresh, and their gateways fetch them.

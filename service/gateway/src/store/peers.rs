@@ -10,6 +10,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use fieldpost_envelope::PeerId;
+use futures_util::FutureExt;
 use tokio::sync::{RwLock, RwLockReadGuard};
 use uuid::Uuid;
 
@@ -549,12 +550,15 @@ impl Store {
 
     /// Whether `peer` is registered here.
     pub async fn peer_exists(&self, peer: &PeerId) -> sqlx::Result<bool> {
-        Ok(!self.existing_peers(std::slice::from_ref(peer)).await?.is_empty())
+        if self.knows_peer(peer) {
+            return Ok(true);
+        }
+        Ok(!self.existing_peers(std::slice::from_ref(peer)).boxed().await?.is_empty())
     }
 
     /// Whether `peer` is remembered to be registered here, without asking the database.
-    pub(super) fn knows_peer(&self, peer: &PeerId) -> bool {
-        !self.known_peers.sort(std::slice::from_ref(peer)).0.is_empty()
+    pub fn knows_peer(&self, peer: &PeerId) -> bool {
+        self.known_peers.contains(peer)
     }
 
     /// Remembers that `peer` is registered here.
@@ -632,6 +636,10 @@ impl KnownPeers {
             known.clear();
         }
         known.insert(peer.clone());
+    }
+
+    fn contains(&self, peer: &PeerId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(peer)
     }
 
     /// Those of `peers` that are known, and the names of the others.

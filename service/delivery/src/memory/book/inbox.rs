@@ -8,7 +8,7 @@ use super::{
     Book,
     delivery::{Delivery, Here, Key, Part, Place},
 };
-use crate::{Confirm, InboxEntry, Seq, Settled, Target, Time};
+use crate::{Confirm, InboxEntry, Seq, Settled, Submission, Target, Time};
 
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
@@ -64,6 +64,27 @@ impl Book {
             }
         }
         entries
+    }
+
+    /// Shows what was just accepted to those who are present and for whom nothing else waits.
+    pub(in crate::memory) fn show_at_once(
+        &mut self,
+        now: Time,
+        submission: &Submission,
+        present: &[PeerId],
+    ) -> Vec<(PeerId, InboxEntry)> {
+        let mut shown = Vec::new();
+        for target in &submission.deliveries {
+            let Target::Local(peer) = target else { continue };
+            let inbox = self.inboxes.get(peer).filter(|inbox| inbox.waits.len() == 1);
+            if let Some(last_seq) = inbox.map(|inbox| inbox.last_seq)
+                && present.contains(peer)
+            {
+                let entries = self.show(now, peer, last_seq, 1);
+                shown.extend(entries.into_iter().map(|entry| (peer.clone(), entry)));
+            }
+        }
+        shown
     }
 
     pub(in crate::memory) fn confirm(

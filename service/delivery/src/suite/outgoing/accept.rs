@@ -11,8 +11,8 @@ use rand::{Rng, RngExt};
 
 use super::{Owed, Sent, phone};
 use crate::{
-    Accepted, Content, Failure, Message, Store, Submission, Target, Time, Wishes, has_lane,
-    message_status,
+    Accepted, AcceptedBatch, Content, Failure, Message, Seq, Store, Submission, Target, Time,
+    Wishes, has_lane, message_status,
     suite::{CONTRACT, LOST, ONCE, Run, Violation, ensure, gateways, peer, peers},
 };
 
@@ -24,10 +24,19 @@ impl<S: Store> Run<'_, S> {
             let ids: Vec<_> = batch.iter().map(describe).collect();
             ids.join("; ")
         });
-        let answers = self.store.accept(self.now, &batch).await.map_err(self.broken())?;
+        let present: Vec<_> = peers().into_iter().filter(|_| self.chance(50)).collect();
+        let accepted = self.store.accept_and_show(self.now, &batch, &present).await;
+        let AcceptedBatch { answers, shown } = accepted.map_err(self.broken())?;
         ensure!(self, answers.len() == batch.len(), CONTRACT, "{} answers", answers.len());
         for (submission, answer) in batch.iter().zip(&answers) {
             self.was_answered(submission, answer)?;
+        }
+        for (peer, entry) in &shown {
+            ensure!(self, present.contains(peer), CONTRACT, "{peer} is not there to be shown any");
+            let given = self.inboxes[peer].len() as Seq;
+            ensure!(self, entry.seq > given, ONCE, "{peer} was shown seq {} again", entry.seq);
+            self.look_at_entry(peer, entry)?;
+            self.summary.count("shown at once");
         }
         if self.chance(10) {
             let again = self.store.accept(self.now, &batch).await.map_err(self.broken())?;

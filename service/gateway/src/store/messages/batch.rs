@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use fieldpost_delivery::{Submission, Target, Time};
+use fieldpost_delivery::{Seq, Submission, Target, Time};
 use fieldpost_envelope::{AnonymityLevel, Priority};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -39,7 +39,7 @@ pub(super) struct Failed {
 pub(super) struct Rows {
     message_id: Vec<Uuid>,
     pub(super) sender: Vec<String>,
-    accepted_at: Vec<Time>,
+    pub(super) accepted_at: Vec<Time>,
     conversation: Vec<i64>,
     fingerprint: Vec<Vec<u8>>,
     expires_at: Vec<Time>,
@@ -60,6 +60,60 @@ pub(super) struct Rows {
     pub(super) contact_other: Vec<String>,
     contact_conversation: Vec<i64>,
     carries_files: bool,
+}
+
+/// The statement that inserts names and messages of a batch, and then does what `$rest` says.
+macro_rules! insert_messages {
+    ($rows:ident, $rest:literal $(, $more:expr)?) => {
+        sqlx::query!(
+            r#"
+            with key as (
+                insert into message_key
+                    (message_id, sender, accepted_at, conversation, fingerprint, expires_at)
+                select * from unnest(
+                    $1::uuid[], $2::text[], $3::timestamptz[], $4::bigint[], $5::bytea[],
+                    $6::timestamptz[]
+                )
+            ), kept as (
+                insert into message (
+                    message_id, sender, accepted_at, conversation, expires_at, addressed_to,
+                    recipients, priority, min_anonymity, is_text, size_bytes, sealed
+                )
+                select message_id, sender, accepted_at, conversation, expires_at, addressed_to,
+                       string_to_array(recipients, ' '), priority, min_anonymity, is_text,
+                       size_bytes, sealed
+                from unnest(
+                    $1::uuid[], $2::text[], $3::timestamptz[], $4::bigint[], $6::timestamptz[],
+                    $7::text[], $8::text[], $9::smallint[], $10::smallint[], $11::boolean[],
+                    $12::integer[], $13::bytea[]
+                ) as batch (
+                    message_id, sender, accepted_at, conversation, expires_at, addressed_to,
+                    recipients, priority, min_anonymity, is_text, size_bytes, sealed
+                )
+            "# + $rest,
+            &$rows.message_id,
+            &$rows.sender,
+            &$rows.accepted_at,
+            &$rows.conversation,
+            &$rows.fingerprint,
+            &$rows.expires_at,
+            &$rows.addressed_to,
+            &$rows.recipients,
+            &$rows.priority,
+            &$rows.min_anonymity,
+            &$rows.is_text,
+            &$rows.size_bytes,
+            &$rows.sealed,
+            &$rows.inbox_recipient,
+            &$rows.of_inbox(&$rows.accepted_at),
+            &$rows.of_inbox(&$rows.message_id),
+            &$rows.of_inbox(&$rows.sender),
+            &$rows.of_inbox(&$rows.conversation),
+            &$rows.of_inbox(&$rows.expires_at),
+            &$rows.of_inbox(&$rows.size_bytes)
+            $(, $more)?
+        )
+    };
 }
 
 impl Rows {
@@ -151,36 +205,34 @@ impl Rows {
         }
     }
 
-    /// Inserts messages and inbox rows when none of them was known before, else nothing; returns
-    /// whether it did.
+    /// Inserts messages and inbox rows when none of them was known before, else nothing and `None`.
+    /// Returned is which rows of the inbox, from 0, were shown at once to peers who are `present`, and
+    /// their positions there.
     ///
-    /// Half the work of [`insert`](Self::insert), which has to ask first.
-    pub(super) async fn insert_fresh(&self, connection: &mut PgConnection) -> sqlx::Result<bool> {
-        let inserted = sqlx::query!(
+    /// Half the work of [`insert`](Self::insert), which has to ask first; looking for who can be
+    /// shown something would be a fifth more.
+    pub(super) async fn insert_fresh(
+        &self,
+        connection: &mut PgConnection,
+        present: &[String],
+    ) -> sqlx::Result<Option<Vec<(usize, Seq)>>> {
+        let inserted = match present {
+            [] => self.insert_unshown(connection).await.map(|()| Vec::new()),
+            _ => self.insert_shown(connection, present).await,
+        };
+        match inserted {
+            Ok(shown) => Ok(Some(shown)),
+            Err(sqlx::Error::Database(error)) if error.constraint() == Some("message_key_pkey") => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn insert_unshown(&self, connection: &mut PgConnection) -> sqlx::Result<()> {
+        insert_messages!(
+            self,
             r#"
-            with key as (
-                insert into message_key
-                    (message_id, sender, accepted_at, conversation, fingerprint, expires_at)
-                select * from unnest(
-                    $1::uuid[], $2::text[], $3::timestamptz[], $4::bigint[], $5::bytea[],
-                    $6::timestamptz[]
-                )
-            ), kept as (
-                insert into message (
-                    message_id, sender, accepted_at, conversation, expires_at, addressed_to,
-                    recipients, priority, min_anonymity, is_text, size_bytes, sealed
-                )
-                select message_id, sender, accepted_at, conversation, expires_at, addressed_to,
-                       string_to_array(recipients, ' '), priority, min_anonymity, is_text,
-                       size_bytes, sealed
-                from unnest(
-                    $1::uuid[], $2::text[], $3::timestamptz[], $4::bigint[], $6::timestamptz[],
-                    $7::text[], $8::text[], $9::smallint[], $10::smallint[], $11::boolean[],
-                    $12::integer[], $13::bytea[]
-                ) as batch (
-                    message_id, sender, accepted_at, conversation, expires_at, addressed_to,
-                    recipients, priority, min_anonymity, is_text, size_bytes, sealed
-                )
             )
             insert into inbox (
                 recipient, position, message_id, sender, accepted_at, conversation, expires_at,
@@ -194,37 +246,67 @@ impl Rows {
             ) as owed (
                 recipient, accepted_at, message_id, sender, conversation, expires_at, size_bytes
             )
-            "#,
-            &self.message_id,
-            &self.sender,
-            &self.accepted_at,
-            &self.conversation,
-            &self.fingerprint,
-            &self.expires_at,
-            &self.addressed_to,
-            &self.recipients,
-            &self.priority,
-            &self.min_anonymity,
-            &self.is_text,
-            &self.size_bytes,
-            &self.sealed,
-            &self.inbox_recipient,
-            &self.of_inbox(&self.accepted_at),
-            &self.of_inbox(&self.message_id),
-            &self.of_inbox(&self.sender),
-            &self.of_inbox(&self.conversation),
-            &self.of_inbox(&self.expires_at),
-            &self.of_inbox(&self.size_bytes),
+            "#
         )
         .execute(connection)
-        .await;
-        match inserted {
-            Ok(_) => Ok(true),
-            Err(sqlx::Error::Database(error)) if error.constraint() == Some("message_key_pkey") => {
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
+        .await
+        .map(drop)
+    }
+
+    async fn insert_shown(
+        &self,
+        connection: &mut PgConnection,
+        present: &[String],
+    ) -> sqlx::Result<Vec<(usize, Seq)>> {
+        let shown = insert_messages!(
+            self,
+            r#"
+            ), head as materialized (
+                select peer, last_seq from inbox_head where peer = any($21) order by peer for update
+            ), shown as materialized (
+                select number, h.peer, o.accepted_at,
+                       h.last_seq + row_number() over (partition by h.peer order by number) as seq
+                from head h
+                join unnest($14::text[], $15::timestamptz[]) with ordinality
+                    as o (recipient, accepted_at, number) on o.recipient = h.peer
+                -- What waits unshown comes first. Committed earlier, it is seen here; what others
+                -- commit now is in no order with this.
+                where not exists (select from inbox where recipient = h.peer and seq is null)
+            ), moved as (
+                update inbox_head h
+                set last_seq = s.seq, last_position = greatest(h.last_position, s.position)
+                from (
+                    select peer, max(seq) as seq, max(accepted_at) as position from shown group by peer
+                ) s
+                where h.peer = s.peer
+            ), owed as (
+                insert into inbox (
+                    recipient, position, message_id, sender, accepted_at, conversation, expires_at,
+                    size_bytes, seq
+                )
+                select o.recipient, o.accepted_at, message_id, sender, o.accepted_at, conversation,
+                       expires_at, size_bytes, s.seq
+                from unnest(
+                    $14::text[], $15::timestamptz[], $16::uuid[], $17::text[], $18::bigint[],
+                    $19::timestamptz[], $20::integer[]
+                ) with ordinality as o (
+                    recipient, accepted_at, message_id, sender, conversation, expires_at, size_bytes,
+                    number
+                )
+                left join shown s using (number)
+            )
+            select number as "number!", seq as "seq!" from shown order by number
+            "#,
+            present
+        )
+        .fetch_all(connection)
+        .await?;
+        Ok(shown.into_iter().map(|row| (row.number as usize - 1, row.seq)).collect())
+    }
+
+    /// The recipient of a row of the inbox, from 0, and the number of its message.
+    pub(super) fn inbox_row(&self, number: usize) -> (&str, usize) {
+        (&self.inbox_recipient[number], self.inbox_message[number] as usize - 1)
     }
 
     /// Inserts messages and inbox rows of those not known before; returns these.
