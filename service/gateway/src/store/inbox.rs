@@ -152,9 +152,11 @@ impl Store {
         let mut transaction = self.pool.begin().await?;
         let overdue = sqlx::query!(
             r#"
-            select sender, gateway, recipient, level, max(lane_seq) as "furthest!"
+            -- One whose time is over takes nothing along: what it waited for may still come in time.
+            select sender, gateway, recipient, level,
+                   max(lane_seq) filter (where expires_at > $1) as furthest
             from (
-                select sender, gateway, recipient, level, lane_seq from inbound
+                select sender, gateway, recipient, level, lane_seq, expires_at from inbound
                 where release_at <= $1 order by release_at limit $2
             ) as waiting
             group by sender, gateway, recipient, level
@@ -171,7 +173,8 @@ impl Store {
             let mut lane =
                 Lane::named(&mut transaction, row.sender, row.gateway, row.recipient, row.level)
                     .await?;
-            let due = Some(LaneSeq(row.furthest.unsigned_abs()));
+            let due = row.furthest.map(|furthest| LaneSeq(furthest.unsigned_abs()));
+            lane.end_expired(&mut transaction, now, || self.acceptance_time(now)).await?;
             lane.release(&mut transaction, due, || self.acceptance_time(now)).await?;
             grown.push(recipient);
         }
@@ -279,6 +282,37 @@ impl Lane {
         Ok(Self { sender, gateway, recipient, level, progress, stored: held.clone(), held })
     }
 
+    /// Lets go of what is held back and over: the sweep finds it in the inbox, where nobody is shown it.
+    async fn end_expired(
+        &mut self,
+        connection: &mut PgConnection,
+        now: Time,
+        mut position: impl FnMut() -> Time,
+    ) -> sqlx::Result<()> {
+        let over = sqlx::query_scalar!(
+            r#"
+            select message_id from inbound
+            where sender = $1 and recipient = $2 and level = $3 and gateway = $4
+              and release_at is not null and expires_at <= $5
+            "#,
+            self.sender,
+            self.recipient,
+            self.level,
+            self.gateway,
+            now,
+        )
+        .fetch_all(&mut *connection)
+        .await?;
+        for id in over {
+            if let Some(index) = self.held.iter().position(|held| held.id.0 == id) {
+                let ended = self.held.swap_remove(index);
+                pass_over_ended(&mut self.held, ended.lane_seq, ended.after);
+                self.enter(&mut *connection, ended.id, position(), false, false).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Shows what may be shown, and keeps what was learnt of the rest.
     async fn release(
         &mut self,
@@ -291,30 +325,9 @@ impl Lane {
         let mut untold = false;
         for message in &released {
             let gap = message.gap || untold;
-            let shown = sqlx::query!(
-                r#"
-                with released as (
-                    update inbound set position = $4, release_at = null
-                    where message_id = $1 and sender = $2 and recipient = $3
-                    returning accepted_at, conversation, expires_at, size_bytes
-                )
-                insert into inbox (
-                    recipient, position, message_id, sender, accepted_at, conversation, expires_at,
-                    size_bytes, gap, late
-                )
-                select $3, $4, $1, $2, accepted_at, conversation, expires_at, size_bytes, $5, $6
-                from released
-                "#,
-                message.id.0,
-                self.sender,
-                self.recipient,
-                position(),
-                gap,
-                message.late,
-            )
-            .execute(&mut *connection)
-            .await?;
-            untold = match shown.rows_affected() {
+            let shown =
+                self.enter(&mut *connection, message.id, position(), gap, message.late).await?;
+            untold = match shown {
                 0 => untold || gap && !message.late,
                 _ => untold && message.late,
             };
@@ -337,6 +350,41 @@ impl Lane {
         let name = lane_name(&self.sender, &self.gateway);
         move_lane(connection, &name, &self.recipient, self.level, self.progress).await?;
         Ok(released.into_iter().map(|message| message.id).collect())
+    }
+
+    /// Puts what was held back into the inbox; how many there were.
+    async fn enter(
+        &self,
+        connection: &mut PgConnection,
+        id: MessageId,
+        position: Time,
+        gap: bool,
+        late: bool,
+    ) -> sqlx::Result<u64> {
+        sqlx::query!(
+            r#"
+            with released as (
+                update inbound set position = $4, release_at = null
+                where message_id = $1 and sender = $2 and recipient = $3
+                returning accepted_at, conversation, expires_at, size_bytes
+            )
+            insert into inbox (
+                recipient, position, message_id, sender, accepted_at, conversation, expires_at,
+                size_bytes, gap, late
+            )
+            select $3, $4, $1, $2, accepted_at, conversation, expires_at, size_bytes, $5, $6
+            from released
+            "#,
+            id.0,
+            self.sender,
+            self.recipient,
+            position,
+            gap,
+            late,
+        )
+        .execute(connection)
+        .await
+        .map(|entered| entered.rows_affected())
     }
 }
 
