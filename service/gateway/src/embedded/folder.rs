@@ -120,8 +120,19 @@ pub(super) fn prepare_data_dir(data_dir: &Path) -> Result<PathBuf, EmbeddedError
     Ok(canonical)
 }
 
-/// Takes the data folder for this process; the lock ends with the returned file or the process.
-pub(super) fn lock(data_dir: &Path) -> Result<File, EmbeddedError> {
+/// What keeps others out of a data folder, until it is dropped or the process ends.
+#[derive(Debug)]
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing would not do: a child that is just being started may still have the file.
+        let _ = self.0.unlock();
+    }
+}
+
+/// Takes the data folder for this process.
+pub(super) fn lock(data_dir: &Path) -> Result<Lock, EmbeddedError> {
     let path = data_dir.join("database.lock");
     let not_writable = |source| EmbeddedError::NotWritable { path: path.clone(), source };
     let mut file = OpenOptions::new()
@@ -144,7 +155,7 @@ pub(super) fn lock(data_dir: &Path) -> Result<File, EmbeddedError> {
         Err(TryLockError::Error(source)) => return Err(not_writable(source)),
     }
     file.set_len(0).and_then(|()| writeln!(file, "{}", process::id())).map_err(not_writable)?;
-    Ok(file)
+    Ok(Lock(file))
 }
 
 /// The folders of one embedded database.

@@ -1,7 +1,6 @@
 //! The thread that owns the server: forks it, watches it, starts it again.
 
 use std::{
-    fs::File,
     process::ExitStatus,
     sync::mpsc::{Receiver, RecvTimeoutError, SyncSender},
     time::Duration,
@@ -12,6 +11,7 @@ use tracing::{error, info, warn};
 
 use super::{
     EmbeddedError, Status,
+    folder::Lock,
     server::{Running, Server},
 };
 
@@ -35,7 +35,7 @@ pub(super) struct Stop;
 /// server has ended.
 pub(super) fn run(
     server: &Server,
-    _lock: &File,
+    _lock: &Lock,
     status: &watch::Sender<Status>,
     stop: &Receiver<Stop>,
     ready: &SyncSender<Result<(), EmbeddedError>>,
