@@ -100,8 +100,8 @@ pub(super) async fn run(outbox: Arc<Outbox>, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = tasks.join_next() => {}
-            () = sleep_until(held.until()) => {
-                for errand in held.take_due(Instant::now()) {
+            () = sleep_until(held.until()), if tasks.len() < MAX_RECEIPTS => {
+                for errand in held.take_due(Instant::now(), MAX_RECEIPTS - tasks.len()) {
                     begin(&mut tasks, errand);
                 }
             }
@@ -112,7 +112,9 @@ pub(super) async fn run(outbox: Arc<Outbox>, stop: CancellationToken) {
             }
         }
     }
-    held.take_all().for_each(|errand| begin(&mut tasks, errand));
+    // Whoever misses one of the rest sends the message again.
+    let room = MAX_RECEIPTS - tasks.len();
+    held.take_all().take(room).for_each(|errand| begin(&mut tasks, errand));
     let _ = timeout(STOP_GRACE, async { while tasks.join_next().await.is_some() {} }).await;
 }
 
@@ -154,9 +156,12 @@ impl Held {
         None
     }
 
-    fn take_due(&mut self, now: Instant) -> Vec<Errand> {
+    /// Gives out at most so many of those that have waited long enough.
+    fn take_due(&mut self, now: Instant, most: usize) -> Vec<Errand> {
         let mut due = Vec::new();
-        while let Some((_, answers)) = self.due.pop_front_if(|(at, _)| *at <= now) {
+        while due.len() < most
+            && let Some((_, answers)) = self.due.pop_front_if(|(at, _)| *at <= now)
+        {
             due.extend(self.errands.remove(&answers));
         }
         due
@@ -177,11 +182,21 @@ mod tests {
         assert!(held.pass(now, errand(1, ReceiptKind::Stored, AnonymityLevel::NONE)).is_none());
         assert!(held.pass(now, errand(2, ReceiptKind::Stored, AnonymityLevel::NONE)).is_none());
         assert!(held.pass(now, errand(1, ReceiptKind::Delivered, AnonymityLevel::NONE)).is_some());
-        assert_eq!(held.take_due(now).len(), 0);
-        let due: Vec<_> = held.take_due(held.until()).into_iter().collect();
+        assert_eq!(held.take_due(now, 9).len(), 0);
+        let due = held.take_due(held.until(), 9);
         assert_eq!(due.len(), 1);
         assert_eq!(due[0].receipt.envelope, [2; 32]);
         assert_eq!(held.take_all().count(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_many_that_are_due_no_more_leave_than_there_is_room_for() {
+        let (mut held, now) = (Held::new(HOLD), Instant::now());
+        for number in 0..5 {
+            held.pass(now, errand(number, ReceiptKind::Stored, AnonymityLevel::NONE));
+        }
+        let left = |errands: Vec<Errand>| errands.len();
+        assert_eq!([3, 0, 3].map(|most| left(held.take_due(now + HOLD, most))), [3, 0, 2]);
     }
 
     #[tokio::test(start_paused = true)]
