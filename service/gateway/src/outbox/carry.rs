@@ -5,11 +5,11 @@ use std::{borrow::Cow, collections::VecDeque, future::Future, pin::Pin, time::Du
 
 use chrono::TimeDelta;
 use fieldpost_delivery::{
-    Action, Attempt, Claim, Correspondent, Dispatch, Event, Next, Place, ReceiptIn, Store as _,
-    Target, Time, signer_of,
+    Action, Attempt, Claim, Correspondent, Dispatch, Effect, Event, Next, Place, ReceiptIn,
+    Standing, Store as _, Target, Time, effect, signer_of,
 };
 use fieldpost_envelope::{
-    Content, Envelope, Forward, MessageStatus, ReceiptKind, Recipient, SignError, SignedEnvelope,
+    Content, Envelope, Forward, MessageStatus, Recipient, SignError, SignedEnvelope,
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::{
@@ -229,10 +229,11 @@ impl<'a> Journey<'a> {
 
     /// Takes a receipt; one that is faster than the record of its envelope waits for that.
     async fn hear(&mut self, heard: Heard, sends: &mut FuturesUnordered<Sending<'a>>) {
-        let ReceiptIn { signer, kind, .. } = heard.receipt;
-        let is_theirs = signer_of(&self.claim.target) == Some(signer);
-        if is_theirs
-            && kind == ReceiptKind::Stored
+        let kind = heard.receipt.kind;
+        // That is how it stands while nothing but its leaving is to be recorded.
+        let standing = Standing { status: MessageStatus::Sent, stored: false };
+        let effect = effect(standing, &self.claim.target, &heard.receipt);
+        if effect == Some(Effect::Stored)
             && let Some(Unrecorded { attempts, .. }) = self.unrecorded.take()
         {
             // Should this fail the receipt is not settled, and all is done again.
@@ -242,10 +243,12 @@ impl<'a> Journey<'a> {
             }
             return;
         }
-        if is_theirs
-            && matches!(kind, ReceiptKind::Delivered | ReceiptKind::Read)
+        if let Some(Effect::Ends {
+            status: status @ (MessageStatus::Delivered | MessageStatus::Read),
+            ..
+        }) = effect
             && let Some(Unrecorded { attempts, .. }) = &self.unrecorded
-            && record_delivered(self.outbox, self.claim, attempts, &heard).await
+            && record_delivered(self.outbox, self.claim, attempts, status, &heard).await
         {
             (self.unrecorded, self.has_left) = (None, true);
             self.happen(Event::Receipt(kind), sends).await;
@@ -330,15 +333,13 @@ async fn record_delivered(
     outbox: &Outbox,
     claim: &Claim,
     attempts: &[Attempt],
+    status: MessageStatus,
     heard: &Heard,
 ) -> bool {
     let gateway = &outbox.gateway;
     let attempts = with_lab(gateway, attempts);
     let now = gateway.clock.now();
-    let (status, at) = match heard.receipt.kind {
-        ReceiptKind::Read => (MessageStatus::Read, heard.receipt.at.min(now)),
-        _ => (MessageStatus::Delivered, heard.receipt.at.min(now)),
-    };
+    let at = heard.receipt.at.min(now);
     let recorded = gateway.store.record_delivered(now, claim, &attempts, status, at).await;
     let Ok(Some(settled)) = recorded else { return false };
     subscribers::tell_senders(gateway, &[settled]);
