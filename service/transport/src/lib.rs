@@ -68,7 +68,7 @@ pub trait Transport: Send + Sync {
     async fn send(&self, target: &str, envelope: SignedEnvelope) -> Result<(), SendError>;
 
     /// Waits for the next envelope addressed to this gateway, as it came; `None` once the
-    /// transport has shut. Nothing in it has been verified.
+    /// transport has shut. Nothing in it has been verified. If the future is dropped, nothing is lost.
     async fn receive(&self) -> Option<Vec<u8>>;
 
     /// What [`receive`](Self::receive) gave is dealt with: stored, or not wanted now or later. Not
