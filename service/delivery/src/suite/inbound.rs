@@ -412,7 +412,7 @@ impl<S: Store> Run<'_, S> {
         };
         let ran_out = |other: &Came| ran_out_at(other).is_some_and(|seq| seq < lane_seq);
         let is_said_for_another = match late {
-            true => self.came.iter().any(|other| ran_out_at(other).is_some()),
+            true => self.came.iter().any(|other| ran_out_at(other) > Some(lane_seq)),
             false => self.came.iter().any(ran_out),
         };
         let is_said_for_itself = !late && !follows;
