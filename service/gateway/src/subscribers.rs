@@ -10,6 +10,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    pin::pin,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -86,6 +87,8 @@ struct Shared {
     in_doubt: Mutex<HashMap<PeerId, Instant>>,
     sockets: AtomicUsize,
     next: AtomicU64,
+    /// Told when confirmations of a socket have been taken, or are given up.
+    taken: Notify,
 }
 
 struct Slot {
@@ -95,6 +98,8 @@ struct Slot {
     news: Notify,
     has_grown: AtomicBool,
     handed: Mutex<Handed>,
+    /// The client has confirmed something, and that has not been taken yet.
+    confirms: AtomicBool,
     // Not a channel, which takes a KiB of each socket before it holds anything.
     events: Mutex<VecDeque<Queued>>,
 }
@@ -201,6 +206,7 @@ impl Subscribers {
             news: Notify::new(),
             has_grown: AtomicBool::new(false),
             handed: Mutex::default(),
+            confirms: AtomicBool::new(false),
             events: Mutex::default(),
         });
         if is_socket {
@@ -245,6 +251,20 @@ impl Subscribers {
         let mut in_doubt = self.in_doubt();
         in_doubt.retain(|_, until| *until > now);
         in_doubt.keys().cloned().collect()
+    }
+
+    /// Waits until no socket of `peer` has confirmations under way: whoever looks before is shown what
+    /// the client has confirmed over another.
+    pub async fn have_confirmed(&self, peer: &PeerId) {
+        loop {
+            let mut taken = pin!(self.0.taken.notified());
+            taken.as_mut().enable();
+            let confirms = |slot: &Arc<Slot>| slot.confirms.load(Ordering::Acquire);
+            if !self.read().get(peer).is_some_and(|slots| slots.iter().any(confirms)) {
+                return;
+            }
+            taken.await;
+        }
     }
 
     /// Lets everybody look: something may have been missed.
@@ -338,6 +358,14 @@ impl Subscription {
         }
     }
 
+    /// Whether the client has confirmed something that has not been taken yet.
+    pub fn confirms(&self, is_under_way: bool) {
+        let was = self.slot.confirms.swap(is_under_way, Ordering::AcqRel);
+        if was && !is_under_way {
+            self.subscribers.0.taken.notify_waiters();
+        }
+    }
+
     /// The client has all that there was up to `seq`: what follows may be handed over, unless the
     /// inbox has grown meanwhile.
     pub fn has_all_up_to(&self, seq: Seq) {
@@ -395,6 +423,8 @@ impl Drop for Subscription {
                 map.remove(&self.peer);
             }
         }
+        drop(map);
+        self.confirms(false);
     }
 }
 
@@ -404,6 +434,7 @@ mod tests {
 
     use fieldpost_delivery::{Content, Message, Wishes};
     use fieldpost_envelope::{AnonymityLevel, MessageId, PeerAddress, Priority};
+    use futures_util::FutureExt;
 
     use super::*;
 
@@ -415,7 +446,7 @@ mod tests {
         let second = subscribers.poll(bob.clone());
         subscribers.wake([&alice]);
         assert_eq!(first.next().await, News::Grown);
-        let woken = futures_util::FutureExt::now_or_never(second.inbox_grew());
+        let woken = second.inbox_grew().now_or_never();
         assert_eq!(woken, None);
     }
 
@@ -428,7 +459,7 @@ mod tests {
         for _ in 0..2 * EVENTS_WAITING {
             subscribers.tell(&alice, &event);
         }
-        let poll_hears = futures_util::FutureExt::now_or_never(poll.inbox_grew());
+        let poll_hears = poll.inbox_grew().now_or_never();
         assert_eq!(poll_hears, None, "events are for sockets");
         subscribers.wake([&alice]);
         poll.inbox_grew().await;
@@ -438,7 +469,7 @@ mod tests {
         }
         let missed = Event::Missed { receipts: 0, presence: EVENTS_WAITING as u64 };
         assert_eq!(socket.next().await, News::Event(missed));
-        assert_eq!(futures_util::FutureExt::now_or_never(socket.next()), None);
+        assert_eq!(socket.next().now_or_never(), None);
         // Once there is room, all goes on.
         subscribers.tell(&alice, &event);
         assert_eq!(socket.next().await, News::Event(event));
@@ -496,6 +527,30 @@ mod tests {
         subscribers.hand(&alice, &[entry(7, 1)]);
         assert_eq!(first.next().await, News::Grown);
         assert_eq!(second.next().await, News::Grown);
+    }
+
+    #[tokio::test]
+    async fn a_new_socket_waits_for_what_was_confirmed_over_another() {
+        let (subscribers, alice) = (Subscribers::default(), name("alice"));
+        let is_over = |subscribers: &Subscribers| {
+            subscribers.have_confirmed(&name("alice")).now_or_never().is_some()
+        };
+        assert!(is_over(&subscribers));
+        let old = subscribers.socket(alice.clone());
+        old.confirms(true);
+        let _new = subscribers.socket(alice.clone());
+        assert!(!is_over(&subscribers));
+        old.confirms(false);
+        assert!(is_over(&subscribers));
+        old.confirms(true);
+        let waiting = tokio::spawn({
+            let (subscribers, alice) = (subscribers.clone(), alice.clone());
+            async move { subscribers.have_confirmed(&alice).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(old);
+        waiting.await.unwrap();
     }
 
     #[tokio::test]

@@ -58,6 +58,8 @@ const CONFIRMATIONS_WAITING: usize = 10_000;
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a socket that ends may take to confirm what its client confirmed.
 const CONFIRM_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a new socket waits for what its client has confirmed over others.
+const OTHERS_CONFIRM: Duration = Duration::from_secs(1);
 /// For how long confirmations are read after the close frame was sent.
 const LAST_CONFIRMATIONS: Duration = Duration::from_millis(1500);
 /// How long a close frame is tried to be written to a client that does not read.
@@ -254,6 +256,8 @@ async fn serve(
     if let Err(error) = presence::opened(&gateway, &peer).boxed().await {
         tracing::warn!(%error, peer.id = %peer, "presence not noted");
     }
+    // The client may have left another socket a moment ago, without waiting for its end.
+    let _ = timeout(OTHERS_CONFIRM, gateway.subscribers.have_confirmed(&peer)).boxed().await;
     let mut session = Session::new(&gateway, &peer, dialect, after, subscription);
     let running = session.run(&mut socket).boxed();
     let Some(end) = gateway.cut_off.run_until_cancelled(running).await else {
@@ -530,6 +534,7 @@ impl<'a> Session<'a> {
             }
             Ok(Asked::Confirm { what, read }) => {
                 self.waiting.add(what, read);
+                self.subscription.confirms(true);
                 Ok(())
             }
             Ok(Asked::Ping { reference }) => {
@@ -587,6 +592,8 @@ impl<'a> Session<'a> {
             // Confirming twice is harmless, so what is not known to have been taken is taken again.
             self.waiting.merge(taken);
             self.pause(&error);
+        } else if self.waiting.len() == 0 {
+            self.subscription.confirms(false);
         }
         Ok(())
     }
