@@ -1,4 +1,4 @@
-//! What is only a hint may be lost, and what a client says while it is sent away counts.
+//! What is only a hint may be lost, and what a client says before it goes or is sent away counts.
 
 use harness::{Options, Postgres, client::Draft};
 
@@ -54,3 +54,27 @@ async fn what_a_client_confirms_while_the_gateway_drains_is_not_shown_again() {
     // Written is not read: the last one may have met a closed socket.
     assert!(first_left + 1 >= confirmed, "{confirmed} were confirmed, {first_left} came again");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_confirms_vanishes_and_comes_back_at_once_is_not_shown_the_same_again() {
+    let url = Postgres::fresh_database().await;
+    let gateway = Options::on(url.clone()).start().await;
+    let (alice, bob) = (gateway.register("alice").await, gateway.register("bob").await);
+    Postgres::execute(&url, SLOW_CONFIRMATIONS);
+    for life in 0..5 {
+        let mut socket = bob.socket().await.unwrap();
+        let sent = alice.send(&Draft::text("bob", format!("life {life}"))).await.unwrap();
+        let shown = socket.expect_message().await;
+        assert_eq!((shown.message_id, shown.seq), (sent.message_id, life + 1));
+        socket.confirm_messages(&[shown.message_id]).await.unwrap();
+        // Without a close frame: nobody hears whether the confirmation was taken.
+        drop(socket);
+    }
+}
+
+/// Longer than a client takes to come back.
+const SLOW_CONFIRMATIONS: &str = "
+    create function wait() returns trigger language plpgsql as
+        $$ begin perform pg_sleep(0.3); return old; end $$;
+    create trigger wait before delete on inbox for each row execute function wait();
+";
