@@ -251,6 +251,41 @@ async fn removal_leaving_declining_and_closing_end_it_on_both_sides() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_accepts_and_declines_at_once_is_a_member_on_both_sides_or_on_none() {
+    let world = World::new(&[]).await;
+    let World { home, there, alice, bob, group, .. } = &world;
+    home.register("carol").await;
+    add(alice, group, "carol").await;
+    let (bob_there, key) = (&there.address("bob"), &world.key());
+    let agree = || async {
+        let here = membership(bob).await.as_deref() == Some("member");
+        here == members(alice, group).await.contains(&(bob_there.clone(), "member".to_owned()))
+    };
+    for _ in 0..20 {
+        add(alice, group, bob_there).await;
+        until(|| async {
+            let standing = membership(bob).await;
+            standing.is_some_and(|standing| standing == "invited" || standing == "member")
+        })
+        .await;
+        let (accepted, declined) =
+            tokio::join!(answer(bob, key, "accept"), answer(bob, key, "decline"));
+        declined.unwrap();
+        // It may be over again by the time that it is answered.
+        assert!(accepted.is_ok() || accepted.is_err_and(|error| error.status() == Some(403)));
+        until(agree).await;
+        // By the time that this has ended, the home has heard both.
+        let sent = alice.send(&Draft::text(&format!("group:{group}"), "Who is in?")).await.unwrap();
+        record_when(alice, sent.message_id, |record| {
+            let mut elsewhere = record.recipients.iter().filter(|one| one.recipient == *bob_there);
+            elsewhere.all(|one| one.status != "pending")
+        })
+        .await;
+        until(agree).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_member_elsewhere_is_a_plain_member_and_the_words_of_gateways_are_no_peers() {
     let world = World::new(&[]).await;
     let World { there, alice, bob, group, .. } = &world;

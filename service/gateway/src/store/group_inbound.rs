@@ -312,7 +312,7 @@ impl Store {
             GroupWord::Accept => (!accept(connection, group, sender, now).await?)
                 .then(|| no_invitation(sender, group)),
             GroupWord::Decline | GroupWord::Leave => {
-                part(connection, group, sender, word, now).await?;
+                part(connection, group, sender, now).await?;
                 None
             }
         };

@@ -79,7 +79,8 @@ pub struct Asked<'a> {
 }
 
 impl Store {
-    /// Remembers that a peer was asked into a group. One that has joined stays joined.
+    /// Remembers that a peer was asked into a group. One that has joined stays joined, unless the home
+    /// did not take it.
     pub async fn remember_invitation(&self, asked: &Asked<'_>) -> sqlx::Result<()> {
         sqlx::query!(
             r#"
@@ -92,7 +93,12 @@ impl Store {
             on conflict (peer, group_id) do update
             set name = excluded.name, invited_by = excluded.invited_by, level = excluded.level,
                 state = 'invited', told_by = null, changed_at = excluded.changed_at
-            where remote_group.state <> 'joined'
+            where remote_group.state <> 'joined' or exists (
+                select from delivery d
+                where d.message_id = remote_group.told_by and d.sender = remote_group.peer
+                  and d.recipient = 'group:' || remote_group.group_id
+                  and d.status in ('failed', 'expired', 'cancelled')
+            )
             "#,
             asked.peer.as_str(),
             asked.group.key(),
@@ -195,6 +201,35 @@ impl Store {
         .execute(&self.pool)
         .await
         .map(|done| done.rows_affected() == 1)
+    }
+
+    /// Lets a word that has just been accepted count, if another was kept here after it and accepted
+    /// before it: the home hears them in the order in which they were accepted.
+    pub async fn settle_consent(
+        &self,
+        peer: &PeerId,
+        group: &RemoteGroup,
+        told_by: MessageId,
+        consents: bool,
+    ) -> sqlx::Result<()> {
+        sqlx::query!(
+            r#"
+            update remote_group g set state = $4, told_by = $3, changed_at = $5
+            from message_key own, message_key kept
+            where g.peer = $1 and g.group_id = $2
+              and own.message_id = $3 and own.sender = $1
+              and kept.message_id = g.told_by and kept.sender = $1
+              and kept.accepted_at < own.accepted_at
+            "#,
+            peer.as_str(),
+            group.key(),
+            told_by.0,
+            if consents { "joined" } else { "left" },
+            self.clock.now(),
+        )
+        .execute(&self.pool)
+        .await
+        .map(drop)
     }
 
     /// Whether `peer` ever had to do with a group, as far as is remembered.

@@ -75,6 +75,7 @@ pub(super) async fn accept(
         gateway.store.end_consent(&peer, &group, None).await?;
         return Err(error);
     }
+    gateway.store.settle_consent(&peer, &group, id, true).await?;
     Ok((StatusCode::ACCEPTED, axum::Json(remote_group(&gateway, &peer, &group).await?)))
 }
 
@@ -125,7 +126,9 @@ pub(super) async fn part_from(
     };
     let id = MessageId(Uuid::now_v7());
     gateway.store.end_consent(peer, group, Some(id)).await?;
-    answer(gateway, peer, group, word, id, level).await
+    answer(gateway, peer, group, word, id, level).await?;
+    gateway.store.settle_consent(peer, group, id, false).await?;
+    Ok(())
 }
 
 /// The group as one of its peers here sees it.

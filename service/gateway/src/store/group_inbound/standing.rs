@@ -96,12 +96,12 @@ pub(super) async fn accept(
     .map(|done| done.rows_affected() == 1)
 }
 
-/// Ends a membership, or an invitation alone.
+/// Ends a membership or an invitation, whichever there is: who declines may have accepted a moment
+/// before.
 pub(super) async fn part(
     connection: &mut PgConnection,
     group: &str,
     sender: &str,
-    word: GroupWord,
     now: Time,
 ) -> sqlx::Result<()> {
     sqlx::query!(
@@ -109,12 +109,11 @@ pub(super) async fn part(
         update group_member
         set left_at = coalesce(left_at, $3), invited_at = null, invited_by = null,
             invitation = null
-        where group_id = $1 and peer = $2 and (left_at is not null or $4)
+        where group_id = $1 and peer = $2
         "#,
         group,
         sender,
         now,
-        word == GroupWord::Leave,
     )
     .execute(connection)
     .await
