@@ -1,8 +1,9 @@
 //! What this machine can do at all: flushes, commits and inserts.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -30,6 +31,31 @@ impl Floor {
     pub(crate) fn single_row_commits(&self, clients: u32, seconds: u32) -> f64 {
         pgbench(&self.url, SINGLE, clients, seconds)
     }
+
+    /// How long each of them takes at so many a second, from the moment at which it was to begin.
+    pub(crate) fn paced_commits(&self, clients: u32, rate: u32, seconds: u32) -> Measured {
+        let log = std::env::temp_dir().join(format!("fieldpost-pgbench-{}", std::process::id()));
+        let rate = format!("--rate={rate}");
+        let prefix = format!("--log-prefix={}", log.display());
+        rate_of(start(&self.url, SINGLE, clients, seconds, &[&rate, "--log", &prefix]));
+        let mut took = Measured::default();
+        for path in logs(&log) {
+            // Client, transaction, microseconds, and more.
+            let text = fs::read_to_string(&path).expect("pgbench's log can be read");
+            let micros = text.lines().filter_map(|line| line.split(' ').nth(2)?.parse().ok());
+            micros.for_each(|micros| took.add(Duration::from_micros(micros)));
+            fs::remove_file(path).expect("removing");
+        }
+        took
+    }
+}
+
+/// What pgbench wrote beside `prefix`: a file for each of its threads.
+fn logs(prefix: &Path) -> Vec<PathBuf> {
+    let folder = fs::read_dir(std::env::temp_dir()).expect("the temporary folder can be listed");
+    let paths = folder.flatten().map(|entry| entry.path());
+    let begins = prefix.display().to_string() + ".";
+    paths.filter(|path| path.display().to_string().starts_with(&begins)).collect()
 }
 
 /// Measures them.
@@ -80,7 +106,7 @@ pub(crate) fn flushes(duration: Duration) -> Measured {
         file.sync_data().expect("flushing");
         measured.add(begin.elapsed());
     }
-    std::fs::remove_file(path).expect("removing");
+    fs::remove_file(path).expect("removing");
     measured
 }
 
@@ -99,10 +125,16 @@ fn pgbench(url: &str, script: &str, clients: u32, seconds: u32) -> f64 {
 
 /// Starts `script` over and over with `clients`; see [`rate_of`].
 pub(crate) fn start_pgbench(url: &str, script: &str, clients: u32, seconds: u32) -> Child {
+    start(url, script, clients, seconds, &[])
+}
+
+fn start(url: &str, script: &str, clients: u32, seconds: u32, more: &[&str]) -> Child {
     let mut child = Command::new("pgbench")
         .args(["-n", "-M", "prepared", "-f", "/dev/stdin"])
         .args(["-c", &clients.to_string(), "-j", &clients.min(2).to_string()])
-        .args(["-T", &seconds.to_string(), url])
+        .args(["-T", &seconds.to_string()])
+        .args(more)
+        .arg(url)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use crate::{
-    floor,
+    floor::{self, Floor},
     load::request,
     measure::{Measured, median, milliseconds},
     server::Server,
@@ -22,11 +22,14 @@ const RATE: u32 = 1000;
 const DURATION: Duration = Duration::from_secs(6);
 
 /// Measures with batches as large as they come and with one INSERT for each request, in turn, and
-/// before each pair of runs the disk, which others may share.
-pub(crate) async fn run(table: &mut Table) {
-    let (mut flushes, mut grouped, mut single) = (Vec::new(), Vec::new(), Vec::new());
+/// before each pair of runs the disk, which others may share, and what a database alone makes of such
+/// a rate.
+pub(crate) async fn run(table: &mut Table, floor: &Floor) {
+    let (mut flushes, mut alone) = (Vec::new(), Vec::new());
+    let (mut grouped, mut single) = (Vec::new(), Vec::new());
     for _ in 0..RUNS {
         flushes.push(floor::flushes(Duration::from_secs(1)));
+        alone.push(floor.paced_commits(PAIRS as u32, RATE, 5));
         grouped.push(one(&[]).await);
         single.push(one(&["--accept-batch=1"]).await);
     }
@@ -42,6 +45,7 @@ pub(crate) async fn run(table: &mut Table) {
         (p50, p99)
     };
     let (_, flush_p99) = figure("flush of 8 KiB, between the runs", &mut flushes);
+    let (_, alone_p99) = figure("single-row commits at 1000/s, pgbench alone", &mut alone);
     let (single_p50, _) = figure("send to socket, one INSERT a request", &mut single);
     let (p50, p99) = figure("send to socket, group commit", &mut grouped);
     let ratio = p50.as_secs_f64() / single_p50.as_secs_f64();
@@ -52,13 +56,13 @@ pub(crate) async fn run(table: &mut Table) {
         Target::AtMost(1.0),
         "one INSERT a request",
     );
-    let ratio = p99.as_secs_f64() / flush_p99.as_secs_f64();
+    let in_flushes = |duration: Duration| duration.as_secs_f64() / flush_p99.as_secs_f64();
     table.ratio(
         "latency p99",
         milliseconds(p99),
-        ratio,
+        in_flushes(p99),
         Target::AtMost(4.0),
-        "the disk's flush p99",
+        format!("the disk's flush p99; pgbench alone at this rate: {:.1}", in_flushes(alone_p99)),
     );
 }
 

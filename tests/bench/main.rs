@@ -51,7 +51,7 @@ fn main() -> ExitCode {
             accept::run(&mut table, &floor).await;
         }
         if wanted("latency") {
-            latency::run(&mut table).await;
+            latency::run(&mut table, &floor).await;
         }
         if wanted("sockets") {
             sockets::run(&mut table).await;
