@@ -34,7 +34,10 @@ use self::{api::Api, credentials::Credentials, output::Output};
 /// Commands that talk to a running gateway.
 #[derive(Clone, Debug, Subcommand)]
 pub enum ClientCommand {
-    /// Register a peer, or look after one.
+    /// Register a peer.
+    ///
+    /// Exit codes of this and of `peers` and `status`: 0 done, 1 refused, 2 wrong command line, 5
+    /// gateway not reached.
     #[command(subcommand)]
     Peer(PeerCommand),
     /// Send a message; with `--file`, upload a file first and send it along.
@@ -45,7 +48,7 @@ pub enum ClientCommand {
     /// Print messages as they arrive, and confirm each once it is printed.
     ///
     /// Runs until Ctrl-C, reconnecting as often as needed. Exit codes: 0 done, 1 refused, 2 wrong
-    /// command line.
+    /// command line, 5 gateway not reached (with `--no-retry`).
     Listen(listen::ListenArgs),
     /// List the peers of the gateway.
     Peers(peers::PeersArgs),

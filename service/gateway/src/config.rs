@@ -72,7 +72,8 @@ pub struct Config {
     pub max_peers: u16,
 
     /// Gateways to join that are not found by themselves, as they name their own address at start:
-    /// `NODE@HOST:PORT`.
+    /// `NODE@HOST:PORT`, or `NODE@https://RELAY` for one behind a relay; with `--mesh-relay`, `NODE`
+    /// alone.
     #[arg(long, env = "FIELDPOST_BOOTSTRAP", value_delimiter = ',')]
     pub bootstrap: Vec<String>,
 

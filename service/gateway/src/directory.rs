@@ -174,8 +174,9 @@ async fn init(args: InitArgs, clock: &Clock) -> anyhow::Result<()> {
     round.hear(now(clock), None, &[]);
     match round.sign_next(now(clock), None)? {
         Outcome::NoDescriptors => print(&format!(
-            "no descriptor is there yet: start nodes with fieldpost serve --directory {shown}, then \
-             sign the first document by fieldpost directory sign {shown}"
+            "no descriptor is there yet: start nodes with fieldpost serve --directory {shown}; one \
+             that has --directory-key too signs by itself, else sign the first document by fieldpost \
+             directory sign {shown}"
         ))?,
         outcome => tell(&outcome, &folder)?,
     }

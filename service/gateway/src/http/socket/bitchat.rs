@@ -1,4 +1,4 @@
-//! The frames of `/api/bitchat/ws/{peer_id}` (`api-surface.md`, section 1.3).
+//! The frames of `/api/bitchat/ws/{peer_id}`, as the original system's clients speak them.
 
 use fieldpost_delivery::{Confirm, InboxEntry};
 use fieldpost_envelope::{MessageId, MessageStatus, Recipient};
