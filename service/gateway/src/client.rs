@@ -37,7 +37,8 @@ pub enum ClientCommand {
     /// Register a peer.
     ///
     /// Exit codes of this and of `peers` and `status`: 0 done, 1 refused, 2 wrong command line, 5
-    /// gateway not reached.
+    /// gateway not reached. Those two try for 30 s; this one does not try again, as an answer that got
+    /// lost held the only copy of the token.
     #[command(subcommand)]
     Peer(PeerCommand),
     /// Send a message; with `--file`, upload a file first and send it along.
