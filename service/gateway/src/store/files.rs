@@ -1,23 +1,18 @@
-//! Files in sealed chunks, who may read them, and their end (design, sections 6 and 12).
-//!
-//! A chunk is written once and never changed, so whoever has seen all of them may hash the file
-//! without holding anything: requests that store the last chunks at the same moment come to the
-//! same hash, and the first to write it down wins. A crash in between leaves all chunks and no
-//! hash; repeating any chunk then completes the file.
+//! Files: what they are, how an upload begins, and the limits (design, sections 6 and 12).
 
-use std::ops::RangeInclusive;
+mod chunks;
+mod expiry;
+mod readers;
 
-use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 use data_encoding::HEXLOWER;
 use fieldpost_envelope::PeerId;
-use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use rand::{TryRng, rngs::SysRng};
-use sha2::{Digest, Sha256};
-use sqlx::{PgConnection, PgExecutor};
+use sqlx::PgConnection;
 use thiserror::Error;
 use uuid::Uuid;
 
+pub use self::{chunks::ChunkRecord, readers::FileReader};
 use crate::store::Store;
 
 /// The largest file.
@@ -35,8 +30,6 @@ pub const ABANDONED_AFTER: TimeDelta = TimeDelta::hours(24);
 
 /// Serializes replicas that judge the limits.
 const QUOTA_LOCK: i64 = 0x6670_6669_6c65;
-/// How many files one statement deletes; with their chunks that may be as many GiB.
-const DELETED_AT_ONCE: i64 = 16;
 
 /// A file as it is stored.
 #[derive(Clone, Debug)]
@@ -114,32 +107,6 @@ pub struct NewFile {
     pub declared_sha256: Option<[u8; 32]>,
     /// Who uploads.
     pub uploaded_by: PeerId,
-}
-
-/// A chunk that is here.
-#[derive(Clone, Debug)]
-pub struct ChunkRecord {
-    /// Its row, for the mirrored surface.
-    pub row_id: Uuid,
-    /// Its place, from 0.
-    pub chunk_index: i32,
-    /// Its length.
-    pub size_bytes: i32,
-    /// Of its bytes.
-    pub sha256: Vec<u8>,
-    /// When it came.
-    pub uploaded_at: DateTime<Utc>,
-}
-
-/// For whom a file is wanted.
-#[derive(Clone, Copy, Debug)]
-pub enum FileReader<'a> {
-    /// This peer: it has uploaded the file or got a message that carries it.
-    Peer(&'a PeerId),
-    /// This peer, as the one who uploads.
-    Uploader(&'a PeerId),
-    /// One who may: an operator, or open mode where the request names nobody.
-    WhoeverMay,
 }
 
 /// Why a file was not shown, begun or changed.
@@ -278,28 +245,6 @@ impl Store {
             .map(drop)
     }
 
-    /// A file, if `reader` may have it.
-    pub async fn file(&self, id: &str, reader: FileReader<'_>) -> Outcome<FileRecord> {
-        let Some(file) = self.find_file(id).await? else {
-            return Ok(Err(FileRefusal::Unknown));
-        };
-        match reader {
-            FileReader::WhoeverMay => Ok(Ok(file)),
-            FileReader::Peer(peer) | FileReader::Uploader(peer)
-                if peer.as_str() == file.uploaded_by =>
-            {
-                Ok(Ok(file))
-            }
-            FileReader::Uploader(peer) => Ok(Err(FileRefusal::NotAllowed(peer.clone(), "change"))),
-            FileReader::Peer(peer) if self.is_file_reader(id, peer).await? => Ok(Ok(file)),
-            // A file that goes takes its readers along.
-            FileReader::Peer(_) if self.find_file(id).await?.is_none() => {
-                Ok(Err(FileRefusal::Unknown))
-            }
-            FileReader::Peer(peer) => Ok(Err(FileRefusal::NotAllowed(peer.clone(), "read"))),
-        }
-    }
-
     /// Up to `limit` files that `uploader` (or anybody) has uploaded, in the order of their ids,
     /// from the first after `after`.
     pub async fn files_page(
@@ -328,210 +273,11 @@ impl Store {
         .await
     }
 
-    /// The chunks of a file that are here, in order; at most 1024.
-    pub async fn file_chunks(&self, id: &str) -> sqlx::Result<Vec<ChunkRecord>> {
-        sqlx::query_as!(
-            ChunkRecord,
-            r#"
-            select row_id, chunk_index, size_bytes, sha256, uploaded_at
-            from file_chunk
-            where file_id = $1
-            order by chunk_index
-            "#,
-            id,
-        )
-        .fetch_all(&self.pool)
-        .await
-    }
-
-    /// Keeps one chunk and completes the file if it was the last; `true` if the chunk is new.
-    ///
-    /// The same bytes again change nothing and are answered with what is here.
-    pub async fn store_chunk(
-        &self,
-        file: &FileRecord,
-        index: i64,
-        content: &[u8],
-    ) -> Outcome<(ChunkRecord, bool)> {
-        let Some(expected) = file.chunk_length(index) else {
-            return Ok(Err(FileRefusal::NoSuchChunk { index, total: file.total_chunks }));
-        };
-        if content.len() as i64 != expected {
-            return Ok(Err(FileRefusal::ChunkLength { index, found: content.len(), expected }));
-        }
-        let index = index as i32;
-        let sha256 = Sha256::digest(content);
-        let (chunk, is_new) = match self.find_chunk(&file.id, index).await? {
-            Some(chunk) => (chunk, false),
-            None => match self.insert_chunk(file, index, content, &sha256).await? {
-                Some(outcome) => outcome,
-                None => return Ok(Err(FileRefusal::Unknown)),
-            },
-        };
-        if chunk.sha256 != sha256.as_slice() {
-            return Ok(Err(FileRefusal::ChunkConflict {
-                index: i64::from(index),
-                stored: HEXLOWER.encode(&chunk.sha256),
-            }));
-        }
-        Ok(self.complete_file(&file.id).await?.map(|()| (chunk, is_new)))
-    }
-
-    /// The bytes of some chunks of a file, opened one at a time as they are asked for.
-    ///
-    /// It ends with an error if there is no such chunk, as when the file is deleted meanwhile.
-    pub fn read_chunks(
-        &self,
-        file: &FileRecord,
-        chunks: RangeInclusive<i32>,
-    ) -> impl Stream<Item = sqlx::Result<Bytes>> + Send + 'static {
-        let (store, file) = (self.clone(), file.clone());
-        stream::iter(chunks).then(move |index| {
-            let (store, id, day) = (store.clone(), file.id.clone(), file.created_at.date_naive());
-            async move {
-                let sealed = sqlx::query_scalar!(
-                    "select sealed from file_chunk where file_id = $1 and chunk_index = $2",
-                    id,
-                    index,
-                )
-                .fetch_one(&store.pool)
-                .await?;
-                let key = store.data_key(day).await?;
-                key.open(&chunk_label(&id, index), &sealed)
-                    .map(Bytes::from)
-                    .map_err(|error| sqlx::Error::Decode(Box::new(error)))
-            }
-        })
-    }
-
     /// Deletes a file, its chunks and its readers.
     pub async fn delete_file(&self, id: &str) -> sqlx::Result<bool> {
         let deleted =
             sqlx::query!("delete from file where id = $1", id).execute(&self.pool).await?;
         Ok(deleted.rows_affected() == 1)
-    }
-
-    /// The first of `file_ids` that `sender` may not attach to a message: unknown, unfinished, or
-    /// neither uploaded by nor sent to it.
-    pub async fn first_not_attachable(
-        &self,
-        file_ids: &[String],
-        sender: &PeerId,
-    ) -> sqlx::Result<Option<String>> {
-        sqlx::query_scalar!(
-            r#"
-            select given.id as "id!"
-            from unnest($1::text[]) with ordinality as given (id, place)
-            where not exists (
-                select from file
-                where file.id = given.id and completed_at is not null and (
-                    uploaded_by = $2
-                    or exists (select from file_reader where file_id = file.id and peer = $2)
-                )
-            )
-            order by given.place
-            limit 1
-            "#,
-            file_ids,
-            sender.as_str(),
-        )
-        .fetch_optional(&self.pool)
-        .await
-    }
-
-    /// Lets `recipients` read those of `file_ids` that `sender` itself may read. Give it the
-    /// transaction that accepts the message, so that one never stands without the other.
-    pub async fn grant_files(
-        executor: impl PgExecutor<'_>,
-        file_ids: &[String],
-        sender: &PeerId,
-        recipients: &[PeerId],
-    ) -> sqlx::Result<()> {
-        let recipients: Vec<String> = recipients.iter().map(PeerId::to_string).collect();
-        sqlx::query!(
-            r#"
-            insert into file_reader (file_id, peer)
-            select distinct file.id, recipient
-            from file cross join unnest($3::text[]) as given (recipient)
-            where file.id = any($1) and recipient <> uploaded_by and (
-                uploaded_by = $2
-                or exists (select from file_reader where file_id = file.id and peer = $2)
-            )
-            order by file.id, recipient
-            on conflict do nothing
-            "#,
-            file_ids,
-            sender.as_str(),
-            &recipients,
-        )
-        .execute(executor)
-        .await
-        .map(drop)
-    }
-
-    /// Lets `readers` read those files of `sender`, a peer of this gateway, that it may hand on.
-    pub async fn grant_own_files(
-        &self,
-        file_ids: &[String],
-        sender: &PeerId,
-        readers: &[PeerId],
-    ) -> sqlx::Result<()> {
-        Self::grant_files(&self.pool, file_ids, sender, readers).await
-    }
-
-    /// Deletes the files whose upload began before `before`; returns how many.
-    pub async fn expire_files(&self, before: DateTime<Utc>) -> sqlx::Result<u64> {
-        let mut total = 0;
-        loop {
-            let deleted = sqlx::query!(
-                r#"
-                delete from file where id = any(array(
-                    select id from file where created_at < $1 limit $2 for update skip locked
-                ))
-                "#,
-                before,
-                DELETED_AT_ONCE,
-            )
-            .execute(&self.pool)
-            .await?
-            .rows_affected();
-            total += deleted;
-            if deleted < DELETED_AT_ONCE as u64 {
-                return Ok(total);
-            }
-        }
-    }
-
-    /// Deletes the uploads that are unfinished and got no chunk for [`ABANDONED_AFTER`]; returns
-    /// how many.
-    pub async fn sweep_abandoned_files(&self, now: DateTime<Utc>) -> sqlx::Result<u64> {
-        let before = now - ABANDONED_AFTER;
-        let mut total = 0;
-        loop {
-            let deleted = sqlx::query!(
-                r#"
-                delete from file where id = any(array(
-                    select id from file
-                    where created_at < $1 and completed_at is null and not exists (
-                        select from file_chunk where file_id = file.id and uploaded_at >= $1
-                    ) and not exists (
-                        select from remote_file where remote_file.id = file.id
-                    )
-                    limit $2
-                    for update skip locked
-                ))
-                "#,
-                before,
-                DELETED_AT_ONCE,
-            )
-            .execute(&self.pool)
-            .await?
-            .rows_affected();
-            total += deleted;
-            if deleted < DELETED_AT_ONCE as u64 {
-                return Ok(total);
-            }
-        }
     }
 
     pub(super) async fn find_file(&self, id: &str) -> sqlx::Result<Option<FileRecord>> {
@@ -550,100 +296,6 @@ impl Store {
         .fetch_optional(&self.pool)
         .await
     }
-
-    async fn is_file_reader(&self, id: &str, peer: &PeerId) -> sqlx::Result<bool> {
-        sqlx::query_scalar!(
-            r#"
-            select exists (select from file_reader where file_id = $1 and peer = $2) as "may!"
-            "#,
-            id,
-            peer.as_str(),
-        )
-        .fetch_one(&self.pool)
-        .await
-    }
-
-    async fn find_chunk(&self, id: &str, index: i32) -> sqlx::Result<Option<ChunkRecord>> {
-        sqlx::query_as!(
-            ChunkRecord,
-            r#"
-            select row_id, chunk_index, size_bytes, sha256, uploaded_at
-            from file_chunk
-            where file_id = $1 and chunk_index = $2
-            "#,
-            id,
-            index,
-        )
-        .fetch_optional(&self.pool)
-        .await
-    }
-
-    /// Writes a chunk unless another request was faster; `None` if the file is gone.
-    async fn insert_chunk(
-        &self,
-        file: &FileRecord,
-        index: i32,
-        content: &[u8],
-        sha256: &[u8],
-    ) -> sqlx::Result<Option<(ChunkRecord, bool)>> {
-        let key = self.data_key(file.created_at.date_naive()).await?;
-        let sealed = key
-            .seal(&chunk_label(&file.id, index), content)
-            .map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
-        let inserted = sqlx::query_as!(
-            ChunkRecord,
-            r#"
-            insert into file_chunk (file_id, chunk_index, size_bytes, sha256, uploaded_at, sealed)
-            select id, $2, $3, $4, $5, $6 from file where id = $1 for key share
-            on conflict (file_id, chunk_index) do nothing
-            returning row_id, chunk_index, size_bytes, sha256, uploaded_at
-            "#,
-            file.id,
-            index,
-            content.len() as i32,
-            sha256,
-            self.clock.now(),
-            sealed,
-        )
-        .fetch_optional(&self.pool)
-        .await?;
-        match inserted {
-            Some(chunk) => Ok(Some((chunk, true))),
-            None => Ok(self.find_chunk(&file.id, index).await?.map(|chunk| (chunk, false))),
-        }
-    }
-
-    /// Hashes the file if all chunks are there and nobody has done so yet.
-    pub(crate) async fn complete_file(&self, id: &str) -> Outcome<()> {
-        let Some(file) = self.find_file(id).await? else {
-            return Ok(Err(FileRefusal::Unknown));
-        };
-        if file.sha256.is_some() {
-            return Ok(mismatch(&file));
-        }
-        if file.uploaded_chunks < i64::from(file.total_chunks) {
-            return Ok(Ok(()));
-        }
-        let hasher = self
-            .read_chunks(&file, 0..=file.total_chunks - 1)
-            .try_fold(Sha256::new(), |hasher, chunk| async move { Ok(hasher.chain_update(chunk)) })
-            .await?;
-        let sha256 = hasher.finalize().to_vec();
-        sqlx::query!(
-            r#"
-            update file
-            set sha256 = $2,
-                completed_at = case when coalesce(declared_sha256, $2) = $2 then $3::timestamptz end
-            where id = $1 and sha256 is null
-            "#,
-            id,
-            sha256,
-            self.clock.now(),
-        )
-        .execute(&self.pool)
-        .await?;
-        Ok(mismatch(&FileRecord { sha256: Some(sha256), ..file }))
-    }
 }
 
 fn mismatch(file: &FileRecord) -> Result<(), FileRefusal> {
@@ -659,11 +311,6 @@ fn mismatch(file: &FileRecord) -> Result<(), FileRefusal> {
 /// How many chunks a file of `size_bytes` has, the last perhaps short.
 pub(super) fn chunks_of(size_bytes: i64) -> i32 {
     ((size_bytes + CHUNK_SIZE - 1) / CHUNK_SIZE) as i32
-}
-
-/// What a chunk is sealed to, so that it opens in its own place alone.
-fn chunk_label(id: &str, index: i32) -> Vec<u8> {
-    format!("file {id} chunk {index}").into_bytes()
 }
 
 fn new_file_id() -> sqlx::Result<String> {
