@@ -1,5 +1,7 @@
 //! Between gateways that are well: messages, receipts, refusals, expiry, broadcasts, restarts.
 
+use std::time::Duration;
+
 use fieldpost_transport::{Faults, MemoryNetwork, MemoryOptions, Transport as _};
 use futures_util::{StreamExt, stream};
 use harness::{
@@ -125,6 +127,44 @@ async fn a_full_inbox_refuses_and_takes_again_once_there_is_room() {
     assert_eq!(take(&bob, 1).await[0].content.as_deref(), Some("fits"));
     alice.send(&Draft::text(&to_bob, "fits again")).await.unwrap();
     assert_eq!(take(&bob, 1).await[0].content.as_deref(), Some("fits again"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_there_needs_no_room_when_it_comes_again() {
+    let network = MemoryNetwork::new(1);
+    let a = node(&network, &[QUICK]).await;
+    let b = node(&network, &["--sender-share=0.00001"]).await;
+    let (alice, bob) = (a.register("alice").await, b.register("bob").await);
+    // Nothing comes back from there, so it is sent again to an inbox that it has filled.
+    network.set_faults_towards(b.id(), a.id(), Faults { loss: 1.0, ..Faults::NONE });
+    let sent = alice.send(&Draft::text(&b.address("bob"), "fits")).await.unwrap();
+    record_when(&alice, sent.message_id, |record| record.recipients[0].attempts.len() > 1).await;
+    network.heal();
+    record_when(&alice, sent.message_id, |record| {
+        attempts(&record.recipients[0]).contains(&"memory stored".to_owned())
+    })
+    .await;
+    assert_eq!(take(&bob, 1).await[0].message_id, sent.message_id);
+    record_with_status(&alice, sent.message_id, "delivered").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_waits_for_what_ran_out_on_its_way() {
+    let network = MemoryNetwork::new(1);
+    let (a, b) = (node(&network, &[]).await, node(&network, &[]).await);
+    let (alice, bob) = (a.register("alice").await, b.register("bob").await);
+    let to_bob = b.address("bob");
+    alice.send(&Draft::text(&to_bob, "first")).await.unwrap();
+    take(&bob, 1).await;
+    let slow = Duration::from_millis(1500);
+    network.set_faults_towards(a.id(), b.id(), Faults { delay: (slow, slow), ..Faults::NONE });
+    let brief = Draft { ttl: Some(1), ..Draft::text(&to_bob, "brief") };
+    let brief = alice.send(&brief).await.unwrap();
+    let last = alice.send(&Draft::text(&to_bob, "last")).await.unwrap();
+    // Long before `--order-wait` is over.
+    let shown = take(&bob, 1).await.remove(0);
+    assert_eq!(shown.message_id, last.message_id);
+    record_with_status(&alice, brief.message_id, "expired").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -286,11 +286,14 @@ async fn take_message(
     mut envelope: Envelope,
     original: &[u8],
 ) -> sqlx::Result<Outcome> {
-    let now = gateway.clock.now();
-    if Time::from(envelope.expires_at) <= now {
-        return Ok(Outcome::Expired);
-    }
+    let is_over = Time::from(envelope.expires_at) <= gateway.clock.now();
     match &envelope.recipient {
+        Recipient::Peer(address) if is_over && address.gateway == Some(arrival.own) => {
+            let recipient = address.peer.clone();
+            pass_expired(gateway, arrival, &envelope, recipient).await?;
+            Ok(Outcome::Expired)
+        }
+        Recipient::Broadcast | Recipient::Peer(_) if is_over => Ok(Outcome::Expired),
         Recipient::Broadcast => take_broadcast(gateway, arrival, envelope).await,
         Recipient::Peer(address) if address.gateway == Some(arrival.own) => {
             let recipient = address.peer.clone();
@@ -367,6 +370,30 @@ async fn take_for(
     Ok(outcome)
 }
 
+/// Lets nothing wait for a message that ran out on its way; nothing is kept of it.
+async fn pass_expired(
+    gateway: &Gateway,
+    arrival: Arrival,
+    envelope: &Envelope,
+    recipient: PeerId,
+) -> sqlx::Result<()> {
+    if envelope.lane_seq.is_none() || !gateway.store.peer_exists(&recipient).await? {
+        return Ok(());
+    }
+    let inbound = inbound(arrival, envelope, Vec::new(), recipient, Vec::new());
+    let origin = origin(gateway, arrival);
+    gateway.store.pass_over_inbound(gateway.clock.now(), &inbound, origin).await?;
+    gateway.subscribers.wake([&inbound.recipient]);
+    Ok(())
+}
+
+fn origin(gateway: &Gateway, arrival: Arrival) -> Origin {
+    match gateway.rosters.is_trusted(arrival.signer) {
+        true => Origin::Known,
+        false => Origin::Stranger,
+    }
+}
+
 /// How a message was taken.
 #[derive(Debug, Eq, PartialEq)]
 enum Taken {
@@ -397,23 +424,22 @@ async fn store(
     if !gateway.store.peer_exists(recipient).await? {
         return refused(format!("there is no peer {recipient} at this gateway"));
     }
-    let origin = match gateway.rosters.is_trusted(arrival.signer) {
-        true => Origin::Known,
-        false => Origin::Stranger,
-    };
-    if let Err(full) = gateway.quotas.check_and_reserve(&name, &sender, size, origin).await? {
+    let origin = origin(gateway, arrival);
+    let room = gateway.quotas.check_and_reserve(&name, &sender, size, origin).await?;
+    if let Err(full) = &room
+        && gateway.store.pass_over_inbound(gateway.clock.now(), &inbound, origin).await?
+    {
         tracing::debug!(%full, "a message from elsewhere found no room");
-        let may_begin = origin == Origin::Known;
-        gateway.store.pass_refused(gateway.clock.now(), &inbound, may_begin).await?;
         gateway.subscribers.wake([recipient]);
         return refused("the recipient's storage is full".to_owned());
     }
+    // Else it is there already, and needs none.
     files.grant(gateway, envelope, recipient).await?;
     let received = receive(gateway, &inbound, sends_receipt).await;
     if matches!(received, Ok((Received::Refused(_), _))) {
         gateway.store.forget_reader(&files.remote, recipient).await?;
     }
-    if !matches!(received, Ok((Received::Stored { .. }, _))) {
+    if room.is_ok() && !matches!(received, Ok((Received::Stored { .. }, _))) {
         gateway.quotas.release(&name, &sender, 1, size);
     }
     let (received, at) = received?;

@@ -147,7 +147,7 @@ impl Store {
         }
         let known = renew(&mut transaction, inbound, group, &sender).await?;
         let standing = standing(&mut transaction, group, &sender, now).await?;
-        let dismissal = known.is_none().then(|| dismissal(inbound, standing)).flatten();
+        let dismissal = known.is_none().then(|| dismissal(now, inbound, standing)).flatten();
         if let Some((word, reason)) = &dismissal {
             outcome.taken = if reason.is_some() { GroupTaken::Refused } else { GroupTaken::Done };
             owe(&mut transaction, now, &inbound.receipts(), word, reason.as_deref()).await?;

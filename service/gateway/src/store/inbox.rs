@@ -8,7 +8,7 @@ use fieldpost_envelope::{LaneSeq, MessageId, MessageStatus, PeerId, Recipient};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::store::{Store, messages::conversation, words};
+use crate::store::{Origin, Store, messages::conversation, words};
 
 /// Gaps of messages that were never shown that one look hands on.
 const GAPS_AT_ONCE: i64 = 1000;
@@ -190,17 +190,16 @@ impl Store {
 }
 
 impl Store {
-    /// Moves the lane of a message on that found no room, so that what follows does not wait for it;
-    /// nothing else is kept of it. Only with `may_begin` is a lane begun for it.
-    pub async fn pass_refused(
+    /// Moves the lane of a message on that found no room or ran out on its way, so that what follows
+    /// does not wait for it; nothing else is kept of it, and for strangers no lane is begun. False for a
+    /// copy of what was stored.
+    pub async fn pass_over_inbound(
         &self,
         now: Time,
         inbound: &Inbound,
-        may_begin: bool,
-    ) -> sqlx::Result<()> {
-        let (Some(seq), Some(gateway)) = (inbound.lane_seq, inbound.signer()) else {
-            return Ok(());
-        };
+        origin: Origin,
+    ) -> sqlx::Result<bool> {
+        let Some(gateway) = inbound.signer() else { return Ok(true) };
         let message = &inbound.message;
         let (sender, recipient) = (message.sender.to_string(), inbound.recipient.to_string());
         let (gateway, level) = (gateway.to_string(), words::level_number(message.min_anonymity));
@@ -223,9 +222,13 @@ impl Store {
         )
         .fetch_one(&mut *transaction)
         .await?;
-        // A copy of what was stored has its place already.
-        if asked.is_known || !(asked.has_begun || may_begin) {
-            return Ok(());
+        // A copy has its place already.
+        if asked.is_known {
+            return Ok(false);
+        }
+        let Some(seq) = inbound.lane_seq else { return Ok(true) };
+        if !asked.has_begun && origin == Origin::Stranger {
+            return Ok(true);
         }
         let mut lane = Lane::named(&mut transaction, sender, gateway, recipient, level).await?;
         pass_over(&mut lane.held, seq, inbound.after);
@@ -236,7 +239,8 @@ impl Store {
         if self.announces {
             self.announce(&mut transaction, &[lane.recipient]).await?;
         }
-        transaction.commit().await
+        transaction.commit().await?;
+        Ok(true)
     }
 }
 

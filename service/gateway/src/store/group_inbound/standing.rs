@@ -45,11 +45,15 @@ pub(super) async fn standing(
 
 /// The receipt, and its reason, of what is answered without its content being kept.
 pub(super) fn dismissal(
+    now: Time,
     inbound: &GroupInbound<'_>,
     standing: Standing,
 ) -> Option<(&'static str, Option<String>)> {
     let (sender, group) = (inbound.message.sender.to_string(), inbound.group.as_str());
     match (inbound.kind, standing) {
+        _ if inbound.message.expires_at <= now => {
+            Some(("refused", Some("its time was over when it came".to_owned())))
+        }
         (GroupWord::Message, Standing::Former | Standing::Stranger) => {
             Some(("refused", Some(not_a_member(&sender, group))))
         }
