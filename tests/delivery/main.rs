@@ -8,6 +8,7 @@ mod federation;
 mod full_inbox;
 mod hostile;
 mod mesh;
+mod pages;
 mod privacy;
 mod remote_files;
 mod remote_groups;

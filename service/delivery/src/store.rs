@@ -215,10 +215,23 @@ pub struct InboxEntry {
 /// What a recipient's client confirms.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Confirm {
-    /// Everything shown up to this position.
-    UpTo(Seq),
+    /// Everything shown up to a position. What has expired since it was shown is among it from
+    /// `seen_from` on: whether the client ever had what came before, nobody knows.
+    UpTo {
+        /// The last position.
+        seq: Seq,
+        /// The first of those that the client is known to have been given one after the other.
+        seen_from: Seq,
+    },
     /// These messages; by sender where two senders gave the same id.
     Messages(Vec<(MessageId, Option<PeerAddress>)>),
+}
+
+impl Confirm {
+    /// Confirms up to `seq` for a client that was given all of it.
+    pub fn all_up_to(seq: Seq) -> Self {
+        Self::UpTo { seq, seen_from: 0 }
+    }
 }
 
 /// A delivery that came to an end or moved on, so that its sender can be told.

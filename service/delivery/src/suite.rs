@@ -29,7 +29,7 @@ use std::{
 };
 
 use chrono::TimeDelta;
-use fieldpost_envelope::{GatewayId, PeerAddress, PeerId};
+use fieldpost_envelope::{GatewayId, MessageStatus, PeerAddress, PeerId};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use thiserror::Error;
 
@@ -350,7 +350,8 @@ impl<S: Store> Run<'_, S> {
         let read = self.chance(30);
         if given.is_empty() || self.chance(50) {
             let seq = self.rng.random_range(0..=given.len()) as Seq;
-            return self.confirm_these(&peer, Confirm::UpTo(seq), read).await;
+            let seen_from = self.rng.random_range(0..=seq);
+            return self.confirm_these(&peer, Confirm::UpTo { seq, seen_from }, read).await;
         }
         let mut names = Vec::new();
         for _ in 0..self.rng.random_range(1..4) {
@@ -379,8 +380,10 @@ impl<S: Store> Run<'_, S> {
         self.note("confirm", || format!("{peer} {what:?}, read: {read}"));
         let settled =
             self.store.confirm(self.now, peer, &what, read).await.map_err(self.broken())?;
-        let named = |seq: Seq, id, sender: &PeerAddress| match &what {
-            Confirm::UpTo(last) => seq <= *last,
+        let named = |seq: Seq, is_over: bool, id, sender: &PeerAddress| match &what {
+            Confirm::UpTo { seq: last, seen_from } => {
+                seq <= *last && (!is_over || seq >= *seen_from)
+            }
             Confirm::Messages(names) => names
                 .iter()
                 .any(|(name, from)| *name == id && from.as_ref().is_none_or(|from| from == sender)),
@@ -390,7 +393,17 @@ impl<S: Store> Run<'_, S> {
             let (id, sender) = self.name_of(item);
             let is_told = settled.iter().any(|one| one.id == id && one.sender == sender);
             told += usize::from(is_told);
-            if named(seq, id, &sender) {
+            // What was delivered before may still be read.
+            let is_over = match item {
+                Item::Owed(index) => {
+                    let owed = &self.owed[index];
+                    owed.is_over(self.now) && owed.status != MessageStatus::Delivered
+                }
+                Item::Came(index) => {
+                    self.came[index].is_over(self.now) && !self.came[index].is_confirmed()
+                }
+            };
+            if named(seq, is_over, id, &sender) {
                 self.confirm_item(peer, item, read, is_told)?;
             } else {
                 ensure!(self, !is_told, CONTRACT, "{id} from {sender} was confirmed unasked");

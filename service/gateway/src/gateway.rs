@@ -15,7 +15,7 @@ use crate::{
     clock::Clock,
     config::Config,
     connectivity::Connectivity,
-    http::limits::Limits,
+    http::{given::Pages, limits::Limits},
     mixnet::Mixnet,
     outbox::{Awaited, Errands, Learned},
     readiness::Readiness,
@@ -41,6 +41,8 @@ pub struct Shared {
     pub acceptor: Acceptor,
     /// Who waits for messages, receipts and presence on this replica.
     pub subscribers: Subscribers,
+    /// What was given to clients that ask for their inbox.
+    pub pages: Pages,
     /// How much callers may ask.
     pub limits: Limits,
     /// How much may wait for one recipient.

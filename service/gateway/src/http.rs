@@ -28,6 +28,7 @@ pub mod extract;
 pub mod fields;
 pub mod files;
 pub mod gateways;
+pub mod given;
 pub mod groups;
 pub mod guard;
 pub mod health;

@@ -32,7 +32,7 @@ use crate::{
     database::{Database, Keeper, Unusable},
     embedded::EmbeddedPostgres,
     fetch::{self, ServedFiles},
-    http::{self, limits::Limits},
+    http::{self, given::Pages, limits::Limits},
     inbox,
     mixnet::Mixnet,
     outbox::{self, Awaited, Errands, Learned},
@@ -164,6 +164,7 @@ pub async fn start(config: Config, connect: Option<Connect>) -> anyhow::Result<R
     let gateway = Gateway::new(Shared {
         acceptor,
         subscribers: Subscribers::default(),
+        pages: Pages::default(),
         limits,
         quotas: Quotas::new(store.clone(), config.sender_share),
         wake_outbox: Arc::default(),

@@ -175,12 +175,12 @@ impl World {
         let is_read = self.rng.random_range(0..4) == 0;
         let what = match self.rng.random_range(0..3) {
             0 => Confirm::Messages(names),
-            _ => Confirm::UpTo(last),
+            _ => Confirm::all_up_to(last),
         };
         let to = (node, peer.clone());
         match &what {
             Confirm::Messages(_) => self.log.confirmed(&to, &entries),
-            Confirm::UpTo(seq) => self.log.confirmed_up_to(&to, *seq),
+            Confirm::UpTo { seq, .. } => self.log.confirmed_up_to(&to, *seq),
         }
         let forgets = self.fault == Fault::ForgetsConfirmations && self.is_unlucky(5);
         if !forgets {

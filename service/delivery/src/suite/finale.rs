@@ -22,7 +22,7 @@ impl<S: Store> Run<'_, S> {
         for peer in peers() {
             self.show_to(&peer, 0, NO_LIMIT).await?;
             let last = self.inboxes[&peer].len() as i64;
-            self.confirm_these(&peer, Confirm::UpTo(last), false).await?;
+            self.confirm_these(&peer, Confirm::all_up_to(last), false).await?;
             self.show_to(&peer, 0, NO_LIMIT).await?;
         }
         self.hand_out_receipts().await?;

@@ -57,7 +57,7 @@ async fn see<S: Store>(
         return Err(format!("{recipient} saw {seen:?} (gap, late), not {marks:?}"));
     }
     let last = entries.last().map_or(0, |entry| entry.seq);
-    let confirmed = store.confirm(now, recipient, &Confirm::UpTo(last), false).await;
+    let confirmed = store.confirm(now, recipient, &Confirm::all_up_to(last), false).await;
     confirmed.map(drop).map_err(failed)
 }
 

@@ -62,7 +62,7 @@ impl Came {
         matches!(self.status, MessageStatus::Delivered | MessageStatus::Read)
     }
 
-    fn is_over(&self, now: Time) -> bool {
+    pub(super) fn is_over(&self, now: Time) -> bool {
         self.message.expires_at <= now
     }
 

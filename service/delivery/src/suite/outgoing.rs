@@ -59,7 +59,7 @@ pub(super) struct Owed {
 }
 
 impl Owed {
-    fn is_over(&self, now: Time) -> bool {
+    pub(super) fn is_over(&self, now: Time) -> bool {
         self.expires_at <= now
     }
 

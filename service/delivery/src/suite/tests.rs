@@ -121,10 +121,12 @@ enum Fault {
     OwesWhatFailed,
     MixesUpRecipients,
     ShowsAtOnceOutOfTurn,
+    BelievesInTheUnseen,
 }
 
 const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::LosesDeliveries, &[LOST, CONTRACT]),
+    (Fault::BelievesInTheUnseen, &[CONTRACT]),
     (Fault::OwesWhatFailed, &[LOST, CONTRACT]),
     (Fault::ShowsConfirmed, &[ONCE, CONTRACT]),
     (Fault::SwapsNeighbours, &[ORDER, ONCE]),
@@ -146,7 +148,7 @@ const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::TellsEverybody, &["nobody reads for another", CONTRACT]),
     (Fault::NamesNoPredecessor, &[ORDER]),
     (Fault::ExpiresNothing, &[LOST]),
-    (Fault::SkipsPositions, &[CONTRACT]),
+    (Fault::SkipsPositions, &[CONTRACT, ONCE]),
     (Fault::WakesTooLate, &[CONTRACT]),
     (Fault::MixesUpRecipients, &[CONTRACT]),
     (Fault::ShowsAtOnceOutOfTurn, &[CONTRACT]),
@@ -269,7 +271,12 @@ impl Store for Faulty {
         what: &Confirm,
         read: bool,
     ) -> Result<Vec<Settled>, Infallible> {
-        self.store.confirm(now, peer, what, read).await
+        match what {
+            Confirm::UpTo { seq, .. } if self.is(Fault::BelievesInTheUnseen) => {
+                self.store.confirm(now, peer, &Confirm::all_up_to(*seq), read).await
+            }
+            _ => self.store.confirm(now, peer, what, read).await,
+        }
     }
 
     async fn cancel(

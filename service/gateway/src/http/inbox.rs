@@ -26,6 +26,7 @@ use crate::{
         error::{ApiError, Problem},
         extract::{Json, Query},
         fields,
+        given::Given,
         messages::MessageBody,
     },
     subscribers::{self, Subscription},
@@ -88,6 +89,7 @@ pub(super) async fn take(
             .into_response());
     }
     let entries = wait_for_entries(&gateway, &peer, after, limit, wait).await?;
+    gateway.pages.add(&peer, entries.iter().map(|entry| entry.seq));
     let last = entries.last().map_or(after, |entry| entry.seq);
     let next = Cursor::text(&gateway, last)?;
     let messages = entries.into_iter().map(InboxMessage::from).collect();
@@ -119,7 +121,7 @@ pub(super) async fn confirm(
     Json(request): Json<Confirmation>,
 ) -> Result<StatusCode, ApiError> {
     let peer = caller.require()?;
-    let (what, read) = request.parse()?;
+    let (what, read) = request.parse(gateway.pages.of(&peer))?;
     take_confirmation(&gateway, &peer, &what, read).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -192,6 +194,7 @@ fn events(
     let state = (gateway, peer, after, subscription);
     stream::unfold(state, |(gateway, peer, after, subscription)| async move {
         let entries = next_page(&gateway, &peer, after, &subscription).await?;
+        gateway.pages.add(&peer, entries.iter().map(|entry| entry.seq));
         let last = entries.last().map_or(after, |entry| entry.seq);
         let page: Vec<_> = entries
             .into_iter()
@@ -361,9 +364,11 @@ pub struct Confirmation {
 
 impl Confirmation {
     /// What it names, and whether it was read.
-    pub(super) fn parse(self) -> Result<(Confirm, bool), ApiError> {
+    ///
+    /// `given` is what its client was given.
+    pub(super) fn parse(self, given: Given) -> Result<(Confirm, bool), ApiError> {
         let what = match (self.up_to, self.message_ids) {
-            (Some(seq), None) if seq >= 0 => Confirm::UpTo(seq),
+            (Some(seq), None) if seq >= 0 => given.up_to(seq),
             (Some(seq), None) => {
                 return Err(ApiError::invalid("body.up_to", format!("up_to: {seq} is negative")));
             }

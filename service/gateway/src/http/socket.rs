@@ -36,7 +36,9 @@ use crate::{
         caller::Caller,
         error::ApiError,
         extract::{Path, Query},
-        fields, inbox,
+        fields,
+        given::Given,
+        inbox,
         submit::{Draft, Submitted, submit},
     },
     presence,
@@ -294,6 +296,7 @@ struct Session<'a> {
     dialect: Dialect,
     /// The last position that was written.
     cursor: Seq,
+    given: Given,
     subscription: Subscription,
     /// Whether the inbox may hold more.
     hungry: bool,
@@ -321,6 +324,7 @@ impl<'a> Session<'a> {
             peer,
             dialect,
             cursor: after,
+            given: Given::default(),
             subscription,
             hungry: true,
             page: FIRST_PAGE,
@@ -443,7 +447,7 @@ impl<'a> Session<'a> {
         while let Ok(Some(Ok(frame))) = timeout_at(end, socket.recv()).await {
             let Message::Text(text) = frame else { continue };
             let asked = match self.dialect {
-                Dialect::V1 => v1::parse(&text, self.peer),
+                Dialect::V1 => v1::parse(&text, self.peer, self.given),
                 Dialect::Bitchat => bitchat::parse(&text),
             };
             if let Ok(Asked::Confirm { what, read }) = asked {
@@ -480,6 +484,7 @@ impl<'a> Session<'a> {
 
     async fn write(&mut self, socket: &mut WebSocket, entries: Vec<InboxEntry>) -> Result<(), End> {
         for entry in entries {
+            self.given.add(entry.seq);
             let (sender, id) = (&entry.message.sender.peer, entry.message.id);
             let span = self.gateway.traces.part(
                 sender,
@@ -524,7 +529,7 @@ impl<'a> Session<'a> {
             Some(Ok(Message::Text(text))) => text,
         };
         let asked = match self.dialect {
-            Dialect::V1 => v1::parse(&text, self.peer),
+            Dialect::V1 => v1::parse(&text, self.peer, self.given),
             Dialect::Bitchat => bitchat::parse(&text),
         };
         match asked {
@@ -644,8 +649,17 @@ struct Confirmations {
 
 #[derive(Default)]
 struct Gathered {
-    up_to: Option<Seq>,
+    /// The last position, and what is confirmed by it.
+    up_to: Option<(Seq, Confirm)>,
     messages: HashSet<MessageId>,
+}
+
+impl Gathered {
+    fn go_to(&mut self, seq: Seq, what: Confirm) {
+        if self.up_to.as_ref().is_none_or(|(before, _)| *before <= seq) {
+            self.up_to = Some((seq, what));
+        }
+    }
 }
 
 impl Confirmations {
@@ -659,7 +673,7 @@ impl Confirmations {
     fn add(&mut self, what: Confirm, read: bool) {
         let gathered = if read { &mut self.read } else { &mut self.delivered };
         match what {
-            Confirm::UpTo(seq) => gathered.up_to = gathered.up_to.max(Some(seq)),
+            Confirm::UpTo { seq, .. } => gathered.go_to(seq, what),
             Confirm::Messages(messages) => {
                 gathered.messages.extend(messages.into_iter().map(|(id, _)| id));
             }
@@ -668,7 +682,9 @@ impl Confirmations {
 
     fn merge(&mut self, other: Self) {
         for (into, from) in [(&mut self.delivered, other.delivered), (&mut self.read, other.read)] {
-            into.up_to = into.up_to.max(from.up_to);
+            if let Some((seq, what)) = from.up_to {
+                into.go_to(seq, what);
+            }
             into.messages.extend(from.messages);
         }
     }
@@ -676,9 +692,8 @@ impl Confirmations {
     async fn confirm(&self, gateway: &Gateway, peer: &PeerId) -> sqlx::Result<Vec<Settled>> {
         let mut settled = Vec::new();
         for (gathered, read) in [(&self.delivered, false), (&self.read, true)] {
-            if let Some(seq) = gathered.up_to {
-                let what = Confirm::UpTo(seq);
-                settled.extend(inbox::take_confirmation(gateway, peer, &what, read).await?);
+            if let Some((_, what)) = &gathered.up_to {
+                settled.extend(inbox::take_confirmation(gateway, peer, what, read).await?);
             }
             if !gathered.messages.is_empty() {
                 let messages = gathered.messages.iter().map(|id| (*id, None)).collect();

@@ -15,6 +15,7 @@ pub(super) struct UpTo {
     now: Time,
     peer: PeerId,
     seq: Seq,
+    seen_from: Seq,
     status: MessageStatus,
     /// Until when the receipts that become owed are left to the asker.
     receipts_claimed_until: Option<Time>,
@@ -45,9 +46,10 @@ impl Store {
     ) -> sqlx::Result<(Vec<Settled>, Vec<ReceiptOut>)> {
         let status = if read { MessageStatus::Read } else { MessageStatus::Delivered };
         match what {
-            Confirm::UpTo(seq) => {
-                let (peer, seq) = (peer.clone(), *seq);
-                self.confirm_up_to(UpTo { now, peer, seq, status, receipts_claimed_until }).await
+            Confirm::UpTo { seq, seen_from } => {
+                let (peer, seq, seen_from) = (peer.clone(), *seq, *seen_from);
+                let asked = UpTo { now, peer, seq, seen_from, status, receipts_claimed_until };
+                self.confirm_up_to(asked).await
             }
             Confirm::Messages(messages) => {
                 let ids: Vec<Uuid> = messages.iter().map(|(id, _)| id.0).collect();
@@ -157,12 +159,14 @@ async fn confirm_each(warm: WarmConnections, asked: Vec<UpTo>) -> sqlx::Result<V
     let rows = sqlx::query!(
         r#"
         with asked as (
-            select * from unnest($1::text[], $2::bigint[], $3::text[], $6::timestamptz[])
-                with ordinality as asked (peer, up_to, status, claimed_until, number)
+            select * from unnest(
+                $1::text[], $2::bigint[], $3::text[], $6::timestamptz[], $7::bigint[]
+            ) with ordinality as asked (peer, up_to, status, claimed_until, seen_from, number)
         ), gone as (
             delete from inbox i
             using asked a
             where i.recipient = a.peer and i.seq <= a.up_to
+              and (i.seq >= a.seen_from or i.expires_at > $4)
               -- As a value, a condition for the index: joined, all that waits would be looked at.
               and i.position <= (select last_position from inbox_head where peer = a.peer)
             returning a.number, a.status, i.message_id, i.sender, i.recipient, i.accepted_at, i.seq
@@ -192,7 +196,8 @@ async fn confirm_each(warm: WarmConnections, asked: Vec<UpTo>) -> sqlx::Result<V
             update delivery d
             set status = a.status, at = $4, delivered_at = $4
             from asked a
-            where d.recipient = a.peer and d.seq <= a.up_to and d.status = 'expired'
+            where d.recipient = a.peer and d.seq between a.seen_from and a.up_to
+              and d.status = 'expired'
             returning a.number, a.status, d.message_id, d.sender, d.recipient
         ), settled as (
             select number, status, message_id, sender, recipient from gone
@@ -226,6 +231,7 @@ async fn confirm_each(warm: WarmConnections, asked: Vec<UpTo>) -> sqlx::Result<V
         READ_AT_ONCE / i64::try_from(asked.len()).unwrap_or(i64::MAX),
         &asked.iter().map(|asked| asked.receipts_claimed_until).collect::<Vec<_>>()
             as &[Option<Time>],
+        &asked.iter().map(|asked| asked.seen_from.min(asked.seq)).collect::<Vec<_>>(),
     )
     .fetch_all(&mut *connection)
     .await?;

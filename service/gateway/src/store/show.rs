@@ -80,14 +80,12 @@ impl Store {
         let mut shown = Vec::new();
         let mut cursor = after;
         for _ in 0..SHOW_ATTEMPTS {
-            let Seen { last_seq, fresh, stuck_at } = self
-                .give_positions(Look {
-                    now,
-                    peer: peer.clone(),
-                    after: cursor,
-                    limit: limit - shown.len() as i64,
-                })
-                .await?;
+            let room = limit - shown.len() as i64;
+            if room <= 0 {
+                break;
+            }
+            let look = Look { now, peer: peer.clone(), after: cursor, limit: room };
+            let Seen { last_seq, fresh, stuck_at } = self.give_positions(look).await?;
             if let Some(at) = stuck_at {
                 self.hand_gaps_on(at, Some(peer)).await?;
                 continue;
@@ -104,9 +102,9 @@ impl Store {
                 break;
             }
             // Positions above the cursor were given before: by an earlier look, or elsewhere.
-            let again = self.shown_before(now, peer, cursor, limit).await?;
+            let again = self.shown_before(now, peer, cursor, room).await?;
             let bytes: usize = again.iter().map(|shown| shown.row.sealed.len()).sum();
-            let is_full = again.len() as i64 == limit || bytes as i64 >= PAGE_BYTES;
+            let is_full = again.len() as i64 == room || bytes as i64 >= PAGE_BYTES;
             shown.extend(again);
             if is_full {
                 break;

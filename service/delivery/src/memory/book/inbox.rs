@@ -94,9 +94,18 @@ impl Book {
         what: &Confirm,
         read: bool,
     ) -> Vec<Settled> {
-        let keys = match what {
-            Confirm::UpTo(seq) => {
-                self.inboxes.get(peer).map(|inbox| inbox.up_to(*seq, read)).unwrap_or_default()
+        let keys: Vec<Key> = match what {
+            Confirm::UpTo { seq, seen_from } => {
+                let Some(inbox) = self.inboxes.get(peer) else { return Vec::new() };
+                let is_over = |key: &Key| {
+                    let delivery = self.deliveries.get(key);
+                    delivery.is_none_or(|delivery| delivery.message.expires_at <= now)
+                };
+                let mut places = inbox.up_to(*seq, read);
+                places.retain(|place, key| {
+                    place >= seen_from || inbox.unread.contains_key(place) || !is_over(key)
+                });
+                places.into_values().collect()
             }
             Confirm::Messages(names) => names
                 .iter()
@@ -206,12 +215,12 @@ impl Inbox {
         self.waits.len() + self.shown.len() + self.held
     }
 
-    fn up_to(&self, seq: Seq, read: bool) -> Vec<Key> {
+    fn up_to(&self, seq: Seq, read: bool) -> BTreeMap<Seq, Key> {
         let mut keys: BTreeMap<Seq, Key> = BTreeMap::new();
         for shown in [Some(&self.shown), Some(&self.lapsed), read.then_some(&self.unread)] {
             let shown = shown.into_iter().flat_map(|shown| shown.range(..=seq));
             keys.extend(shown.map(|(seq, key)| (*seq, key.clone())));
         }
-        keys.into_values().collect()
+        keys
     }
 }

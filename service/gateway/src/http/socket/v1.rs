@@ -10,6 +10,7 @@ use crate::{
     http::{
         error::ApiError,
         extract,
+        given::Given,
         inbox::{Confirmation, InboxMessage},
         messages::{DeliveryState, MessageAccepted, SendMessage},
         submit::Submitted,
@@ -18,7 +19,7 @@ use crate::{
 };
 
 /// Reads a client's frame.
-pub(super) fn parse(text: &str, peer: &PeerId) -> Result<Asked, Malformed> {
+pub(super) fn parse(text: &str, peer: &PeerId, given: Given) -> Result<Asked, Malformed> {
     let mut frame: Value = serde_json::from_str(text).map_err(|error| Malformed {
         reference: None,
         error: Box::new(ApiError::bad_request(format!("the frame is no JSON: {error}"))),
@@ -44,7 +45,7 @@ pub(super) fn parse(text: &str, peer: &PeerId) -> Result<Asked, Malformed> {
         }
         "ack" | "read" => {
             let request: Confirmation = read(frame).map_err(malformed)?;
-            let (what, read) = request.parse().map_err(malformed)?;
+            let (what, read) = request.parse(given).map_err(malformed)?;
             Ok(Asked::Confirm { what, read: read || kind == "read" })
         }
         "ping" => Ok(Asked::Ping { reference }),
