@@ -108,8 +108,8 @@ async fn a_killed_replica_is_found_under_its_node_key_again_and_no_other_takes_t
     second.kill();
     Postgres::execute(
         &database,
-        "select pg_terminate_backend(pid, 10000) from pg_stat_activity \
-         where datname = current_database() and pid <> pg_backend_pid()",
+        "do $$ begin perform pg_terminate_backend(pid, 10000) from pg_stat_activity \
+         where datname = current_database() and pid <> pg_backend_pid(); end $$",
     );
     let locks = "do $$ begin for tries in 1..600 loop exit when (select count(*) from pg_locks l \
                  join pg_database d on d.oid = l.database where d.datname = current_database() \
