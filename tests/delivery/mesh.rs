@@ -2,7 +2,12 @@
 
 use std::{fs, net::UdpSocket, path::Path, time::Duration};
 
-use harness::{Gateway, Options};
+use harness::{
+    Gateway, Options, Postgres,
+    client::Draft,
+    waiting::{becomes, confirm, next},
+};
+use reqwest::Method;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
@@ -64,16 +69,88 @@ async fn two_live_copies_of_a_gateway_are_noticed() {
     assert!(is_told(&one) <= 1 && is_told(&other) <= 1, "told more than once");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_replica_is_found_under_its_node_key_again_and_no_other_takes_that() {
+    let database = Postgres::fresh_database().await;
+    let mut first = meshed_on(Options::on(&database)).start().await;
+    let key = node_key(&first, 1).await;
+    let here = meshed().argument(format!("--bootstrap={}", address(&first).await)).start().await;
+    let (alice, bob) = (here.register("alice").await, first.register("bob").await);
+    let status: Value =
+        bob.call(bob.request(Method::GET, "/v1/status")).await.expect("it is answered");
+    let to_bob = format!("bob@{}", status["gateway_id"].as_str().expect("an id"));
+    let sent = alice.send(&Draft::text(&to_bob, "before")).await.expect("it is accepted");
+    confirm(&bob, &next(&bob).await, false).await;
+    becomes(&alice, sent.message_id, "delivered").await;
+
+    let replica = || {
+        let master_key = first.folder().join("master.key");
+        let options = meshed_on(Options::on(&database));
+        options.environment("FIELDPOST_MASTER_KEY_FILE", master_key.to_string_lossy())
+    };
+    let mut second = replica().start().await;
+    let another = node_key(&second, 1).await;
+    assert_ne!(another, key, "the first lives");
+    let third = replica();
+    first.kill();
+    let third = third.start().await;
+    assert!(![&key, &another].contains(&&node_key(&third, 1).await), "it runs elsewhere");
+    first.resume().await;
+    assert_eq!(node_key(&first, 2).await, key);
+    let sent = alice.send(&Draft::text(&to_bob, "after")).await.expect("it is accepted");
+    let shown = next(&bob).await;
+    assert_eq!(shown["content"], "after");
+    confirm(&bob, &shown, false).await;
+    becomes(&alice, sent.message_id, "delivered").await;
+
+    // As if all three were machines of one name and one address: what tells the living from the dead
+    // then are sessions at the database, which here are not those that they began with.
+    second.kill();
+    Postgres::execute(
+        &database,
+        "do $$ begin perform pg_terminate_backend(pid, 10000) from pg_stat_activity \
+         where datname = current_database() and pid <> pg_backend_pid(); end $$",
+    );
+    let locks = "do $$ begin for tries in 1..600 loop exit when (select count(*) from pg_locks l \
+                 join pg_database d on d.oid = l.database where d.datname = current_database() \
+                 and l.locktype = 'advisory' and l.mode = 'ShareLock') = 2; \
+                 perform pg_sleep(0.1); if tries = 600 then raise 'no lock'; end if; \
+                 end loop; end $$";
+    Postgres::execute(&database, locks);
+    let place = "select place from node_key order by created_at offset 1 limit 1";
+    Postgres::execute(&database, &format!("update node_key set place = ({place})"));
+    second.resume().await;
+    let kept = node_key(&second, 2).await;
+    assert_eq!(kept, another, "its own is free, those of the living are not");
+    drop(third);
+}
+
 const OFF_THE_NETWORK: &str = "--mesh-discovery=off";
 
 /// At a fixed port, and out of sight of the gateways of other tests.
 fn meshed() -> Options {
+    meshed_on(Options::shared())
+}
+
+fn meshed_on(options: Options) -> Options {
     let port = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
     let port = port.expect("a port is free").port();
-    Options::shared()
+    options
         .transports("mesh")
         .argument(OFF_THE_NETWORK)
         .argument(format!("--mesh-listen=127.0.0.1:{port}"))
+}
+
+/// The node key that a gateway has shown since its start of this number.
+async fn node_key(gateway: &Gateway, start: usize) -> String {
+    let deadline = Instant::now() + PATIENCE;
+    let said = "other gateways reach this one by --bootstrap";
+    while gateway.log().matches(said).count() < start {
+        assert!(Instant::now() < deadline, "it has no address: {}", gateway.log_tail());
+        sleep(Duration::from_millis(50)).await;
+    }
+    let address = address(gateway).await;
+    address.split_once('@').expect("it names a place").0.to_owned()
 }
 
 /// What a gateway says that it is reached by; of its last start.

@@ -10,6 +10,7 @@ use secrecy::ExposeSecret;
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::{
     clock::Clock,
@@ -186,6 +187,7 @@ pub struct Keeper {
     store: Store,
     clock: Clock,
     readiness: Readiness,
+    replica: Option<Uuid>,
 }
 
 fn tell(first: &mut Option<oneshot::Sender<Result<(), Unusable>>>, outcome: Result<(), Unusable>) {
@@ -214,7 +216,12 @@ impl Keeper {
         clock: Clock,
         readiness: Readiness,
     ) -> Self {
-        Self { options, store, clock, readiness }
+        Self { options, store, clock, readiness, replica: None }
+    }
+
+    /// The same for a replica: while it watches the database, other replicas see that this one lives.
+    pub fn showing_life_of(self, replica: Uuid) -> Self {
+        Self { replica: Some(replica), ..self }
     }
 
     /// Tries once to make the database usable: schema, identity, clock. `/readyz` tells what
@@ -242,6 +249,9 @@ impl Keeper {
             tracing::warn!("the database was migrated by a newer gateway: update this one soon");
         }
         let mut watch = Watch::open(&self.options).await?;
+        if let Some(replica) = self.replica {
+            watch.show_life_of(replica).await?;
+        }
         self.adjust_clock(&mut watch).await?;
         self.store.load_identity().await?;
         if let Some(shortcoming) = watch.durability().await?.shortcoming() {

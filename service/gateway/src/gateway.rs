@@ -73,6 +73,8 @@ pub struct Shared {
     pub traces: Traces,
     /// This process among the replicas of the deployment.
     pub replica: Uuid,
+    /// The machine and the address of the API: where no two processes run at once.
+    pub place: String,
     /// When this process began its work.
     pub started_at: Instant,
     /// Whether the gateway can do its work now.

@@ -11,7 +11,10 @@ use std::{
 use anyhow::{Context, bail};
 use fieldpost_envelope::GatewayId;
 use fieldpost_transport::Transport;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::{
+    sys::resource::{Resource, getrlimit, setrlimit},
+    unistd::gethostname,
+};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -129,7 +132,9 @@ pub async fn start(config: Config, connect: Option<Connect>) -> anyhow::Result<R
         .announcing(config.announces());
     let readiness = Readiness::starting();
     let mut workers = Workers::new();
-    let keeper = Keeper::new(options, store.clone(), clock.clone(), readiness.clone());
+    let replica = Uuid::new_v4();
+    let keeper = Keeper::new(options, store.clone(), clock.clone(), readiness.clone())
+        .showing_life_of(replica);
     let first = {
         let (first, attempted) = oneshot::channel();
         workers.spawn("database", keeper.run(first, workers.stop.clone()));
@@ -179,7 +184,8 @@ pub async fn start(config: Config, connect: Option<Connect>) -> anyhow::Result<R
         rosters: Rosters::new(config.trust()),
         allowances: Allowances::new(config.gateway_rate_limit),
         traces: Traces::new(config.otlp_endpoint.is_some()),
-        replica: Uuid::new_v4(),
+        replica,
+        place: place(addresses.0),
         draining: CancellationToken::new(),
         cut_off: CancellationToken::new(),
         started_at: clock.instant(),
@@ -380,6 +386,17 @@ async fn listen(address: SocketAddr, option: &str) -> anyhow::Result<TcpListener
     TcpListener::bind(address).await.with_context(|| {
         format!("cannot listen on {address}; free that port or choose another by {option}")
     })
+}
+
+/// This machine, and the address that nobody else there listens on.
+fn place(api: SocketAddr) -> String {
+    match gethostname() {
+        Ok(name) => format!("{} {api}", name.to_string_lossy()),
+        Err(error) => {
+            tracing::warn!(%error, "this machine has no name; another process is never taken for it");
+            format!("{} {api}", Uuid::new_v4())
+        }
+    }
 }
 
 /// Whether no time and no restart of the database will mend it.

@@ -12,14 +12,19 @@ mod mesh;
 use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use ed25519_dalek::SigningKey;
 use fieldpost_envelope::{Certificate, NodePurpose, SignedCertificate};
 use fieldpost_transport::{BleTransport, HtxTransport, MeshTransport, Transport};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::htx::Site;
 pub use self::late::LateTransport;
-use crate::{Gateway, config::Config, store::NODE_KEY_LEASE};
+use crate::{
+    Gateway, Shared,
+    config::Config,
+    store::{NODE_KEY_LEASE, identity::IdentityError},
+};
 
 /// The transports that this build has, in the order of their default.
 pub const BUILT: [&str; 3] = [BLE, HTX, MESH];
@@ -30,6 +35,9 @@ const MESH: &str = "mesh";
 /// Between two attempts to start, at first and at last.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// How long the database may take to end the session of a process that was killed.
+const SESSION_ENDS_WITHIN: Duration = Duration::from_secs(5);
+const SESSION_PAUSE: Duration = Duration::from_millis(100);
 /// How long a certificate holds.
 const CERTIFICATE_LIFETIME: TimeDelta = TimeDelta::hours(24);
 /// Other gateways' clocks may be behind ours.
@@ -104,6 +112,19 @@ async fn until_started<T, F: Future<Output = Result<T, String>>>(
     }
 }
 
+/// The node key for `name`, under a lease of this replica.
+async fn hold_key(gateway: &Gateway, name: &str, alone: bool) -> Result<SigningKey, IdentityError> {
+    let Shared { store, clock, replica, place, .. } = &**gateway;
+    let given_up_at = Instant::now() + SESSION_ENDS_WITHIN;
+    while !alone
+        && Instant::now() < given_up_at
+        && store.is_place_taken(clock.now(), name, *replica, place).await?
+    {
+        sleep(SESSION_PAUSE).await;
+    }
+    store.hold_node_key(clock.now(), name, *replica, place, alone).await
+}
+
 /// Renews the lease on the node key for `name`, and at half the `lifetime` of a certificate what
 /// `certify` shows, for ever.
 async fn renew<F: Future<Output = Result<(), String>>>(
@@ -120,8 +141,8 @@ async fn renew<F: Future<Output = Result<(), String>>>(
             Ok(true) => {}
             Ok(false) => tracing::warn!(
                 transport.name = name,
-                "another replica took over this one's node key while the database was away; \
-                 restart this one"
+                "this replica's node key is no longer its own: another took it over while the \
+                 database was away, or `keys rotate` has forgotten it; restart this replica"
             ),
             Err(error) => tracing::debug!(%error, "the lease on the node key was not renewed"),
         }

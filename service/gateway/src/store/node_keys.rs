@@ -24,10 +24,11 @@ const KEY_PURPOSE: &str = "node key";
 
 impl Store {
     /// The node key of this replica for `purpose`: the one that it holds, one that nobody holds, or a new
-    /// one.
+    /// one. What was held at the same place goes before others.
     ///
-    /// `alone` says that there can be no other replica, so that the key of a process that was
-    /// killed is taken over at once.
+    /// A key whose lease still runs is taken over if its holder is certainly dead: it was at this
+    /// replica's own `place`, where no two run at once, and the lock by which it showed that it lives
+    /// is free (`Watch::show_life_of`). `alone` says that there can be no other replica at all.
     ///
     /// # Errors
     ///
@@ -37,6 +38,7 @@ impl Store {
         now: DateTime<Utc>,
         purpose: &str,
         replica: Uuid,
+        place: &str,
         alone: bool,
     ) -> Result<SigningKey, IdentityError> {
         let mut transaction = self.pool.begin().await?;
@@ -47,8 +49,13 @@ impl Store {
         let free = sqlx::query!(
             r#"
             select node, sealed_seed from node_key
-            where purpose = $1 and (held_by = $4 or held_until <= $2 or $3)
-            order by held_by = $4 desc, created_at
+            where purpose = $1 and (
+                held_by = $4 or held_until <= $2 or $3
+                or case when place = $5 and placed_by = held_by then
+                    pg_try_advisory_xact_lock(hashtextextended('fieldpost replica ' || held_by, 0))
+                end
+            )
+            order by held_by = $4 desc, place = $5 desc nulls last, created_at
             limit 1
             for update skip locked
             "#,
@@ -56,6 +63,7 @@ impl Store {
             now,
             alone,
             replica,
+            place,
         )
         .fetch_optional(&mut *transaction)
         .await?;
@@ -65,13 +73,15 @@ impl Store {
                 let key = self.open_node_key(purpose, &row.node, &row.sealed_seed)?;
                 sqlx::query!(
                     r#"
-                    update node_key set held_by = $3, held_until = $4
+                    update node_key
+                    set held_by = $3, held_until = $4, place = $5, placed_by = $3
                     where purpose = $1 and node = $2
                     "#,
                     purpose,
                     row.node,
                     replica,
                     until,
+                    place,
                 )
                 .execute(&mut *transaction)
                 .await?;
@@ -82,8 +92,10 @@ impl Store {
                 let node = key.verifying_key().to_bytes();
                 sqlx::query!(
                     r#"
-                    insert into node_key (purpose, node, sealed_seed, created_at, held_by, held_until)
-                    values ($1, $2, $3, $4, $5, $6)
+                    insert into node_key (
+                        purpose, node, sealed_seed, created_at, held_by, held_until, place, placed_by
+                    )
+                    values ($1, $2, $3, $4, $5, $6, $7, $5)
                     "#,
                     purpose,
                     node.as_slice(),
@@ -91,6 +103,7 @@ impl Store {
                     now,
                     replica,
                     until,
+                    place,
                 )
                 .execute(&mut *transaction)
                 .await?;
@@ -99,6 +112,39 @@ impl Store {
         };
         transaction.commit().await?;
         Ok(key)
+    }
+
+    /// Whether a replica seems to live at `place` other than `replica`, and holds a key for `purpose`.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be asked.
+    pub async fn is_place_taken(
+        &self,
+        now: DateTime<Utc>,
+        purpose: &str,
+        replica: Uuid,
+        place: &str,
+    ) -> sqlx::Result<bool> {
+        sqlx::query_scalar!(
+            r#"
+            select exists (
+                select from node_key
+                where purpose = $1 and held_until > $2 and case
+                    when place = $4 and placed_by = held_by and held_by <> $3 then
+                        not pg_try_advisory_xact_lock(
+                            hashtextextended('fieldpost replica ' || held_by, 0)
+                        )
+                end
+            ) as "is_taken!"
+            "#,
+            purpose,
+            now,
+            replica,
+            place,
+        )
+        .fetch_one(&self.pool)
+        .await
     }
 
     /// Renews the lease of this replica's key for `purpose`; false if that is no longer its own.

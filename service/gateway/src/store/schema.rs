@@ -12,6 +12,7 @@ use sqlx::{
 };
 use thiserror::Error;
 use tokio::time::timeout;
+use uuid::Uuid;
 
 pub use self::inspection::Server;
 use crate::store::Store;
@@ -239,6 +240,34 @@ impl Watch {
         let mut connection = connect(options).await?;
         bounded(CONNECT_TIMEOUT, async { Ok(configure(&mut connection).await?) }).await?;
         Ok(Self { connection })
+    }
+
+    /// Shows other replicas that this one lives: by a lock that lasts as long as the connection.
+    ///
+    /// It is a shared one, as the session of an earlier connection may not have ended yet. Postgres
+    /// finds out within half a minute that a machine is gone.
+    ///
+    /// # Errors
+    ///
+    /// Says why the database cannot be reached any more.
+    pub async fn show_life_of(&mut self, replica: Uuid) -> Result<(), ReachError> {
+        bounded(BEAT_TIMEOUT, async {
+            sqlx::query!(
+                r#"
+                select
+                    set_config('tcp_keepalives_idle', '10', false) as idle,
+                    set_config('tcp_keepalives_interval', '5', false) as interval,
+                    set_config('tcp_keepalives_count', '3', false) as count,
+                    pg_advisory_lock_shared(hashtextextended('fieldpost replica ' || $1::uuid, 0)) is null
+                        as locked
+                "#,
+                replica,
+            )
+            .fetch_one(&mut self.connection)
+            .await?;
+            Ok(())
+        })
+        .await
     }
 
     /// The database's time.

@@ -15,7 +15,8 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use super::{
-    BLE, CERTIFICATE_LIFETIME, LONGEST_PAUSE, LateTransport, certify, let_go, renew, until_started,
+    BLE, CERTIFICATE_LIFETIME, LONGEST_PAUSE, LateTransport, certify, hold_key, let_go, renew,
+    until_started,
 };
 use crate::{
     Gateway, config::BleRadio, phones, store::phones::AIR_LEASE, telemetry::metrics as names,
@@ -61,12 +62,9 @@ pub(super) async fn keep(
 
 async fn start(gateway: &Gateway, alone: bool) -> Result<Arc<BleTransport>, String> {
     let says = |error: &dyn Display| format!("the transport ble does not start: {error}");
-    let now = gateway.clock.now();
     let store = &gateway.store;
-    let key = store
-        .hold_node_key(now, BLE, gateway.replica, alone)
-        .await
-        .map_err(|error| says(&error))?;
+    let key = hold_key(gateway, BLE, alone).await.map_err(|error| says(&error))?;
+    let now = gateway.clock.now();
     let identity = identity(&key.to_bytes());
     let certificate = certify(gateway, NodePurpose::BitChat, *identity.noise_public(), now)
         .map_err(|error| says(&error))?;

@@ -22,7 +22,7 @@ use fieldpost_transport::{
 use tokio::{task::spawn_blocking, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::{HTX, LateTransport, let_go, renew, until_started};
+use super::{HTX, LateTransport, hold_key, let_go, renew, until_started};
 use crate::{
     Gateway,
     config::{Admitted, HtxConfig},
@@ -118,7 +118,6 @@ async fn start(gateway: &Gateway, path: &Path, alone: bool) -> Result<Node, Stri
     let folder = Folder::open(path).map_err(|error| says(&format!("{error:#}")))?;
     // A key that is none is found out before the node runs.
     directory_keys(&gateway.config.htx, &folder).map_err(|error| says(&format!("{error:#}")))?;
-    let now = gateway.clock.now();
     let network = folder.authority().id();
     let cache = Documents::at(cache_folder(gateway, network).map_err(|error| says(&error))?);
     let kept = gateway.store.mixnet_documents(network).await.map_err(|error| says(&error))?;
@@ -131,11 +130,7 @@ async fn start(gateway: &Gateway, path: &Path, alone: bool) -> Result<Node, Stri
         ));
     }
     let options = options(gateway, &folder, &documents).map_err(|error| says(&error))?;
-    let key = gateway
-        .store
-        .hold_node_key(now, HTX, gateway.replica, alone)
-        .await
-        .map_err(|error| says(&error))?;
+    let key = hold_key(gateway, HTX, alone).await.map_err(|error| says(&error))?;
     let certificate = certify(gateway, &key)?;
     let clock = gateway.clock.clone();
     let clock = Arc::new(move || clock.now().into());

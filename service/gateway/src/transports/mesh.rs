@@ -14,7 +14,8 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CERTIFICATE_LIFETIME, LONGEST_PAUSE, LateTransport, MESH, certify, let_go, renew, until_started,
+    CERTIFICATE_LIFETIME, LONGEST_PAUSE, LateTransport, MESH, certify, hold_key, let_go, renew,
+    until_started,
 };
 use crate::{Gateway, telemetry::metrics as names};
 
@@ -55,12 +56,8 @@ pub(super) async fn keep(
 
 async fn start(gateway: &Gateway, alone: bool) -> Result<Arc<MeshTransport>, String> {
     let says = |error: &dyn Display| format!("the transport mesh does not start: {error}");
+    let key = hold_key(gateway, MESH, alone).await.map_err(|error| says(&error))?;
     let now = gateway.clock.now();
-    let key = gateway
-        .store
-        .hold_node_key(now, MESH, gateway.replica, alone)
-        .await
-        .map_err(|error| says(&error))?;
     let certificate = certify(gateway, NodePurpose::Mesh, key.verifying_key().to_bytes(), now)
         .map_err(|error| says(&error))?;
     let options = gateway.config.mesh();

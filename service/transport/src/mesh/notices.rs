@@ -38,8 +38,9 @@ impl Notice {
                 mesh.address = %address,
                 mesh.reason = %reason,
                 "a bootstrap leads nowhere; it is tried on and on. See that the gateway there runs, \
-                 that its UDP port is open from here, and that the address is the one it prints at its \
-                 start: its node key is another after `keys rotate`"
+                 that its UDP port is open from here, and that the address is the one it prints as \
+                 mesh.address at its start. Its node key is another after `keys rotate`, and it may be \
+                 when it began anew: on another database, machine or --listen"
             ),
             Self::Answers { address } => {
                 info!(mesh.address = %address, "a bootstrap that led nowhere answers");
