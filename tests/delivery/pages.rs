@@ -53,8 +53,8 @@ async fn what_expired_unseen_is_not_delivered_by_a_word_on_what_came_after_it() 
     let (alice, bob) = (gateway.register("alice").await, gateway.register("bob").await);
     // Bob's first socket gets a message that runs out; then he comes back by polling.
     let mut socket = bob.socket().await.unwrap();
-    let brief = Draft { ttl: Some(1), ..Draft::text("bob", "brief") };
-    let unseen = alice.send(&brief).await.unwrap();
+    let brief = || Draft { ttl: Some(1), ..Draft::text("bob", "brief") };
+    let unseen = alice.send(&brief()).await.unwrap();
     socket.expect_message().await;
     drop(socket);
     record_with_status(&alice, unseen.message_id, "expired").await;
@@ -67,7 +67,7 @@ async fn what_expired_unseen_is_not_delivered_by_a_word_on_what_came_after_it() 
 
     // Over one socket it was given both, so its word holds for both.
     let mut socket = bob.socket().await.unwrap();
-    let seen = alice.send(&brief).await.unwrap();
+    let seen = alice.send(&brief()).await.unwrap();
     socket.expect_message().await;
     record_with_status(&alice, seen.message_id, "expired").await;
     alice.send(&Draft::text("bob", "fourth")).await.unwrap();
