@@ -24,7 +24,7 @@ pub(super) struct Given {
 
 impl Given {
     pub(super) fn add(&mut self, seq: Seq) {
-        if seq != self.last + 1 {
+        if self.first == 0 || seq != self.last + 1 {
             self.first = seq;
         }
         self.last = seq;
