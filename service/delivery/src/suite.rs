@@ -350,7 +350,7 @@ impl<S: Store> Run<'_, S> {
         let read = self.chance(30);
         if given.is_empty() || self.chance(50) {
             let seq = self.rng.random_range(0..=given.len()) as Seq;
-            let seen_from = self.rng.random_range(0..=seq);
+            let seen_from = seq / 2;
             return self.confirm_these(&peer, Confirm::UpTo { seq, seen_from }, read).await;
         }
         let mut names = Vec::new();

@@ -148,7 +148,7 @@ const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::TellsEverybody, &["nobody reads for another", CONTRACT]),
     (Fault::NamesNoPredecessor, &[ORDER]),
     (Fault::ExpiresNothing, &[LOST]),
-    (Fault::SkipsPositions, &[CONTRACT, ONCE]),
+    (Fault::SkipsPositions, &[CONTRACT]),
     (Fault::WakesTooLate, &[CONTRACT]),
     (Fault::MixesUpRecipients, &[CONTRACT]),
     (Fault::ShowsAtOnceOutOfTurn, &[CONTRACT]),
