@@ -65,6 +65,16 @@ async fn what_expired_unseen_is_not_delivered_by_a_word_on_what_came_after_it() 
     record_with_status(&alice, second.message_id, "delivered").await;
     assert_eq!(alice.record(unseen.message_id).await.unwrap().status, "expired");
 
+    // The same where the answer to a poll got lost.
+    let lost = alice.send(&brief()).await.unwrap();
+    assert_eq!(bob.poll(None, 5).await.unwrap().messages.len(), 1);
+    record_with_status(&alice, lost.message_id, "expired").await;
+    let next = alice.send(&Draft::text("bob", "next")).await.unwrap();
+    let page = bob.poll(None, 5).await.unwrap();
+    bob.confirm_up_to(page.messages[0].seq).await.unwrap();
+    record_with_status(&alice, next.message_id, "delivered").await;
+    assert_eq!(alice.record(lost.message_id).await.unwrap().status, "expired");
+
     // Over one socket it was given both, so its word holds for both.
     let mut socket = bob.socket().await.unwrap();
     let seen = alice.send(&brief()).await.unwrap();

@@ -43,12 +43,17 @@ impl Given {
 pub struct Pages(Mutex<HashMap<PeerId, Given>>);
 
 impl Pages {
-    pub(super) fn add(&self, peer: &PeerId, seqs: impl Iterator<Item = Seq>) {
+    /// A client that asks for what comes `after` the last page has had that; any other may have never
+    /// had it, and begins anew.
+    pub(super) fn add(&self, peer: &PeerId, after: Seq, seqs: impl Iterator<Item = Seq>) {
         let mut peers = self.lock();
         if peers.len() >= REMEMBERED && !peers.contains_key(peer) {
             peers.clear();
         }
         let given = peers.entry(peer.clone()).or_default();
+        if given.last != after {
+            *given = Given::default();
+        }
         seqs.for_each(|seq| given.add(seq));
     }
 
@@ -80,14 +85,17 @@ mod tests {
     }
 
     #[test]
-    fn pages_of_one_peer_continue_each_other() {
+    fn pages_of_one_peer_continue_each_other_where_it_asks_for_what_comes_after() {
         let (pages, bob) = (Pages::default(), "bob".parse().unwrap());
-        pages.add(&bob, 1..=2);
-        pages.add(&bob, 3..=3);
-        let all = Confirm::UpTo { seq: 3, seen_from: 1 };
-        assert_eq!(pages.of(&bob).up_to(3), all);
-        // The same page again begins anew.
-        pages.add(&bob, 2..=3);
-        assert_eq!(pages.of(&bob).up_to(3), Confirm::UpTo { seq: 3, seen_from: 2 });
+        let seen = |seq, seen_from| Confirm::UpTo { seq, seen_from };
+        pages.add(&bob, 0, 1..=2);
+        pages.add(&bob, 2, 3..=3);
+        assert_eq!(pages.of(&bob).up_to(3), seen(3, 1));
+        // The answer with 4 may have been lost.
+        pages.add(&bob, 3, 4..=4);
+        pages.add(&bob, 3, 5..=5);
+        assert_eq!(pages.of(&bob).up_to(5), seen(5, 5));
+        pages.add(&bob, 0, 4..=5);
+        assert_eq!(pages.of(&bob).up_to(5), seen(5, 4));
     }
 }

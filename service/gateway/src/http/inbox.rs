@@ -89,7 +89,7 @@ pub(super) async fn take(
             .into_response());
     }
     let entries = wait_for_entries(&gateway, &peer, after, limit, wait).await?;
-    gateway.pages.add(&peer, entries.iter().map(|entry| entry.seq));
+    gateway.pages.add(&peer, after, entries.iter().map(|entry| entry.seq));
     let last = entries.last().map_or(after, |entry| entry.seq);
     let next = Cursor::text(&gateway, last)?;
     let messages = entries.into_iter().map(InboxMessage::from).collect();
@@ -194,7 +194,7 @@ fn events(
     let state = (gateway, peer, after, subscription);
     stream::unfold(state, |(gateway, peer, after, subscription)| async move {
         let entries = next_page(&gateway, &peer, after, &subscription).await?;
-        gateway.pages.add(&peer, entries.iter().map(|entry| entry.seq));
+        gateway.pages.add(&peer, after, entries.iter().map(|entry| entry.seq));
         let last = entries.last().map_or(after, |entry| entry.seq);
         let page: Vec<_> = entries
             .into_iter()
