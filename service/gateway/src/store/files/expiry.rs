@@ -1,6 +1,9 @@
 //! The end of files: when they are too old, and when their upload was given up.
 
+use std::future::Future;
+
 use chrono::{DateTime, Utc};
+use sqlx::postgres::PgQueryResult;
 
 use super::ABANDONED_AFTER;
 use crate::store::Store;
@@ -11,9 +14,8 @@ const DELETED_AT_ONCE: i64 = 16;
 impl Store {
     /// Deletes the files whose upload began before `before`; returns how many.
     pub async fn expire_files(&self, before: DateTime<Utc>) -> sqlx::Result<u64> {
-        let mut total = 0;
-        loop {
-            let deleted = sqlx::query!(
+        until_none_is_left(|| {
+            sqlx::query!(
                 r#"
                 delete from file where id = any(array(
                     select id from file where created_at < $1 limit $2 for update skip locked
@@ -23,22 +25,16 @@ impl Store {
                 DELETED_AT_ONCE,
             )
             .execute(&self.pool)
-            .await?
-            .rows_affected();
-            total += deleted;
-            if deleted < DELETED_AT_ONCE as u64 {
-                return Ok(total);
-            }
-        }
+        })
+        .await
     }
 
     /// Deletes the uploads that are unfinished and got no chunk for [`ABANDONED_AFTER`]; returns
     /// how many.
     pub async fn sweep_abandoned_files(&self, now: DateTime<Utc>) -> sqlx::Result<u64> {
         let before = now - ABANDONED_AFTER;
-        let mut total = 0;
-        loop {
-            let deleted = sqlx::query!(
+        until_none_is_left(|| {
+            sqlx::query!(
                 r#"
                 delete from file where id = any(array(
                     select id from file
@@ -55,12 +51,21 @@ impl Store {
                 DELETED_AT_ONCE,
             )
             .execute(&self.pool)
-            .await?
-            .rows_affected();
-            total += deleted;
-            if deleted < DELETED_AT_ONCE as u64 {
-                return Ok(total);
-            }
+        })
+        .await
+    }
+}
+
+/// Deletes [`DELETED_AT_ONCE`] at a time; returns how many went.
+async fn until_none_is_left<F: Future<Output = sqlx::Result<PgQueryResult>>>(
+    mut delete: impl FnMut() -> F,
+) -> sqlx::Result<u64> {
+    let mut total = 0;
+    loop {
+        let deleted = delete().await?.rows_affected();
+        total += deleted;
+        if deleted < DELETED_AT_ONCE as u64 {
+            return Ok(total);
         }
     }
 }
