@@ -1,6 +1,6 @@
-//! Between two gateways, durable on both sides: from a POST at one until it has recorded that the
-//! recipient's client at the other confirmed. Beside plain inserts of the same sizes into the same
-//! two servers.
+//! Between two gateways, durable on both sides, beside plain inserts of the same sizes into the same two
+//! servers. To a recipient who is away: from a POST at one until the other has committed it. And the
+//! whole way to one who listens: until the first has recorded that the recipient's client confirmed.
 //!
 //! Both gateways and the load share this process, since the `memory` transport does not leave it;
 //! the load has a thread of its own, so that its processor time can be told from theirs.
@@ -14,13 +14,15 @@ use std::{
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
 use fieldpost_transport::{MemoryNetwork, MemoryOptions};
 use harness::{Client, Postgres, federation::Node};
+use sqlx::Connection as _;
 use tokio::{
     runtime::Runtime,
     sync::oneshot,
     task::JoinSet,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 use uuid::Uuid;
 
@@ -37,10 +39,12 @@ const WARM_UP: Duration = Duration::from_secs(1);
 /// How long a message may take before the run counts as broken.
 const PATIENCE: Duration = Duration::from_secs(20);
 const PAIRS: usize = 32;
+/// Between looks at what has arrived for those who are away.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// Clients of each server for the plain inserts.
 const INSERTERS: u32 = 64;
 /// As many bytes of content as may be under way are bounded by what a gateway takes at once.
-const SIZES: [(usize, usize); 3] = [(256, 8), (4 << 10, 8), (1 << 20, 1)];
+const SIZES: [(usize, usize); 3] = [(256, 16), (4 << 10, 16), (1 << 20, 1)];
 
 /// Two gateways that reach each other, and the servers below them.
 pub(crate) struct Pair {
@@ -65,6 +69,8 @@ impl Pair {
 /// One of them.
 pub(crate) struct End {
     pub(crate) postgres: Postgres,
+    /// The gateway's database there.
+    pub(crate) database: String,
     pub(crate) address: SocketAddr,
     /// As others write it after the `@`.
     pub(crate) gateway: String,
@@ -78,7 +84,8 @@ pub(crate) async fn run(table: &mut Table) {
     let mut nodes = Vec::new();
     for _ in 0..2 {
         let postgres = Postgres::start().await;
-        let (url, network) = (postgres.create_database("gateway"), network.clone());
+        let database = postgres.create_database("gateway");
+        let (url, network) = (database.clone(), network.clone());
         let options = MemoryOptions { queue: 16 * 1024, ..MemoryOptions::default() };
         let started = runtime.spawn(async move {
             let options = [(&network, options)];
@@ -92,7 +99,12 @@ pub(crate) async fn run(table: &mut Table) {
         let node = started.await.expect("the gateway starts");
         let address = node.address("x");
         let (_, gateway) = address.split_once('@').expect("an address of a peer");
-        ends.push(End { postgres, address: node.listens_on(), gateway: gateway.to_owned() });
+        ends.push(End {
+            postgres,
+            database,
+            address: node.listens_on(),
+            gateway: gateway.to_owned(),
+        });
         nodes.push(node);
     }
     let to = ends.pop().expect("two");
@@ -117,54 +129,80 @@ pub(crate) async fn measure(
     pair: &Pair,
     links: Option<[f64; 3]>,
 ) {
-    let peers = Peers::register(pair).await;
+    let (away, listening) =
+        (Peers::register(pair, "away").await, Peers::register(pair, "listening").await);
     for (number, (size, slots)) in SIZES.into_iter().enumerate() {
         let plain = plain_inserts(pair, size);
         let batched = batched_inserts(pair, size);
-        let mut run = one(pair, &peers, size, slots).await;
-        let label = format!("{transport}, {}", words(size));
         table.figure(
             format!("plain inserts into two servers, {}", words(size)),
             format!("{plain:.0} /s"),
             format!("pgbench, {INSERTERS} clients each; batched {batched:.0} rows/s"),
         );
-        table.figure(
-            format!("gateway to gateway, {label}"),
-            format!("{:.0} /s", run.rate()),
-            format!(
-                "p50 {}, p99 {} with {} under way; {}",
-                milliseconds(run.latency.quantile(0.5)),
-                milliseconds(run.latency.quantile(0.99)),
-                PAIRS * slots,
-                run.cost(),
-            ),
-        );
-        table.ratio(
-            format!("gateway to gateway, {label}"),
-            format!("{:.0} /s", run.rate()),
-            run.rate() / links.map_or(plain, |links| links[number].min(plain)),
-            Target::AtLeast(0.5),
-            if links.is_some_and(|links| links[number] < plain) {
-                "raw streams"
-            } else {
-                "plain inserts"
-            },
-        );
+        let (floor, beside) = match links {
+            Some(links) if links[number] < plain => (links[number], "raw streams"),
+            _ => (plain, "plain inserts"),
+        };
+        for (peers, until) in [(&away, Until::Stored), (&listening, Until::Confirmed)] {
+            let mut run = one(pair, peers, size, slots, until).await;
+            let label = format!("{transport}, {}, {}", words(size), until.words());
+            table.figure(
+                format!("gateway to gateway, {label}"),
+                format!("{:.0} /s", run.rate()),
+                format!(
+                    "p50 {}, p99 {} with {} under way; {}",
+                    milliseconds(run.latency.quantile(0.5)),
+                    milliseconds(run.latency.quantile(0.99)),
+                    PAIRS * slots,
+                    run.cost(),
+                ),
+            );
+            table.ratio(
+                format!("gateway to gateway, {label}"),
+                format!("{:.0} /s", run.rate()),
+                run.rate() / floor,
+                Target::AtLeast(0.5),
+                beside,
+            );
+        }
+    }
+}
+
+/// How far a message has to come.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Until {
+    /// The recipient's gateway has committed it.
+    Stored,
+    /// The sender was told that the recipient's client confirmed it.
+    Confirmed,
+}
+
+impl Until {
+    fn words(self) -> &'static str {
+        match self {
+            Self::Stored => "stored",
+            Self::Confirmed => "confirmed",
+        }
     }
 }
 
 /// The peers of a pair; each sender writes to one recipient.
 struct Peers {
+    /// The recipients' names.
+    names: Vec<String>,
+    /// Everybody's tokens.
     senders: Vec<String>,
     recipients: Vec<String>,
 }
 
 impl Peers {
-    async fn register(pair: &Pair) -> Self {
-        let mut peers = Self { senders: Vec::new(), recipients: Vec::new() };
+    async fn register(pair: &Pair, kind: &str) -> Self {
+        let mut peers = Self { names: Vec::new(), senders: Vec::new(), recipients: Vec::new() };
         for number in 0..PAIRS {
-            peers.senders.push(register(pair.from.address, &format!("sender-{number}")).await);
-            peers.recipients.push(register(pair.to.address, &format!("recipient-{number}")).await);
+            let name = format!("{kind}-{number}");
+            peers.senders.push(register(pair.from.address, &format!("to-{name}")).await);
+            peers.recipients.push(register(pair.to.address, &name).await);
+            peers.names.push(name);
         }
         peers
     }
@@ -177,7 +215,7 @@ async fn register(address: SocketAddr, peer: &str) -> String {
 }
 
 struct Outcome {
-    delivered: usize,
+    arrived: usize,
     elapsed: Duration,
     latency: Measured,
     gateways: Duration,
@@ -187,11 +225,11 @@ struct Outcome {
 
 impl Outcome {
     fn rate(&self) -> f64 {
-        self.delivered as f64 / self.elapsed.as_secs_f64()
+        self.arrived as f64 / self.elapsed.as_secs_f64()
     }
 
     fn cost(&self) -> String {
-        let each = |time: Duration| time.as_secs_f64() * 1e6 / self.delivered.max(1) as f64;
+        let each = |time: Duration| time.as_secs_f64() * 1e6 / self.arrived.max(1) as f64;
         format!(
             "CPU a message: both gateways {:.0} us, both servers {:.0} us, load {:.0} us",
             each(self.gateways),
@@ -204,23 +242,28 @@ impl Outcome {
 /// Who waits to hear of a message, by its id.
 type Waiting = Arc<Mutex<HashMap<Uuid, oneshot::Sender<()>>>>;
 
-async fn one(pair: &Pair, peers: &Peers, size: usize, slots: usize) -> Outcome {
+async fn one(pair: &Pair, peers: &Peers, size: usize, slots: usize, until: Until) -> Outcome {
     let mut sockets = JoinSet::new();
     let mut tasks = JoinSet::new();
     let mut open = Vec::new();
     for number in 0..PAIRS {
         let waiting = Waiting::default();
-        // Open before anything is sent: nobody is told later what was delivered before.
-        let told = Socket::open(pair.from.address, &peers.senders[number]).await;
-        sockets.spawn(listen(told, waiting.clone()));
-        sockets.spawn(confirm(Socket::open(pair.to.address, &peers.recipients[number]).await));
+        if until == Until::Confirmed {
+            // Open before anything is sent: nobody is told later what was delivered before.
+            let told = Socket::open(pair.from.address, &peers.senders[number]).await;
+            sockets.spawn(listen(told, waiting.clone()));
+            sockets.spawn(confirm(Socket::open(pair.to.address, &peers.recipients[number]).await));
+        }
         open.push(waiting);
+    }
+    if until == Until::Stored {
+        sockets.spawn(watch(pair.to.database.clone(), peers.names.clone(), open.clone()));
     }
     let begin = Instant::now() + WARM_UP;
     let end = begin + DURATION;
     for (number, waiting) in open.into_iter().enumerate() {
         for _ in 0..slots {
-            let to = format!("recipient-{number}@{}", pair.to.gateway);
+            let to = format!("{}@{}", peers.names[number], pair.to.gateway);
             let (token, waiting) = (peers.senders[number].clone(), waiting.clone());
             tasks.spawn(send(pair.from.address, token, to, size, waiting, (begin, end)));
         }
@@ -237,10 +280,10 @@ async fn one(pair: &Pair, peers: &Peers, size: usize, slots: usize) -> Outcome {
         latency.add(measured);
     }
     sockets.shutdown().await;
-    Outcome { delivered: latency.len(), elapsed: DURATION, latency, gateways, servers, load }
+    Outcome { arrived: latency.len(), elapsed: DURATION, latency, gateways, servers, load }
 }
 
-/// Sends one message after the other, each when the last was delivered.
+/// Sends one message after the other, each when the last has arrived.
 async fn send(
     address: SocketAddr,
     token: String,
@@ -254,13 +297,13 @@ async fn send(
     let mut latencies = Vec::new();
     while Instant::now() < end {
         let id = Uuid::new_v4();
-        let (delivered, is_delivered) = oneshot::channel();
-        waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id, delivered);
+        let (arrived, has_arrived) = oneshot::channel();
+        waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id, arrived);
         let body = format!("{{\"to\":\"{to}\",\"content\":\"{content}\",\"message_id\":\"{id}\"}}");
         let sent = Instant::now();
         client.post(&request("/v1/messages", &token, &body)).await;
-        let heard = timeout(PATIENCE, is_delivered).await;
-        assert!(matches!(heard, Ok(Ok(()))), "a message was not delivered within {PATIENCE:?}");
+        let heard = timeout(PATIENCE, has_arrived).await;
+        assert!(matches!(heard, Ok(Ok(()))), "a message did not arrive within {PATIENCE:?}");
         if (begin..end).contains(&Instant::now()) {
             latencies.push(sent.elapsed());
         }
@@ -277,6 +320,35 @@ async fn listen(mut socket: Socket, waiting: Waiting) {
             let heard = waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
             heard.map(|heard| heard.send(()));
         }
+    }
+}
+
+/// Sees in the recipients' database what has been committed for `names`.
+async fn watch(database: String, names: Vec<String>, waiting: Vec<Waiting>) {
+    let mut connection =
+        sqlx::PgConnection::connect(&database).await.expect("the database can be asked");
+    let mut seen = vec![DateTime::<Utc>::UNIX_EPOCH; names.len()];
+    loop {
+        let arrived: Vec<(i64, DateTime<Utc>, Uuid)> = sqlx::query_as(
+            "select number, i.position, i.message_id
+             from unnest($1::text[], $2::timestamptz[]) with ordinality as asked (name, seen, number)
+             cross join lateral (
+                 select position, message_id from inbox
+                 where recipient = asked.name and position > asked.seen order by position
+             ) as i",
+        )
+        .bind(&names)
+        .bind(&seen)
+        .fetch_all(&mut connection)
+        .await
+        .expect("the inboxes can be read");
+        for (number, position, id) in arrived {
+            let number = number as usize - 1;
+            seen[number] = position;
+            let heard = waiting[number].lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            heard.map(|heard| heard.send(()));
+        }
+        sleep(LOOK_EVERY).await;
     }
 }
 

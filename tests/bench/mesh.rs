@@ -32,13 +32,16 @@ const ALPN: &[u8] = b"fieldpost/bench/1";
 pub(crate) async fn gateways(table: &mut Table) {
     let streams = raw(table).await;
     let first = Postgres::start().await;
-    let one = gateway(first.create_database("gateway"), &[]).await;
+    let database = first.create_database("gateway");
+    let one = gateway(database.clone(), &[]).await;
     let address = own_address(&one).await;
     let second = Postgres::start().await;
     let bootstrap = format!("--bootstrap={address}");
-    let other = gateway(second.create_database("gateway"), &[&bootstrap]).await;
+    let elsewhere = second.create_database("gateway");
+    let other = gateway(elsewhere.clone(), &[&bootstrap]).await;
     let processes = vec![one.pid(), other.pid()];
-    let pair = Pair { from: end(first, &one), to: end(second, &other), processes };
+    let pair =
+        Pair { from: end(first, database, &one), to: end(second, elsewhere, &other), processes };
     federation::measure(table, "mesh", &pair, Some(streams)).await;
 }
 
@@ -59,11 +62,11 @@ async fn gateway(url: String, more: &[&str]) -> Gateway {
     options.start().await
 }
 
-fn end(postgres: Postgres, gateway: &Gateway) -> End {
+fn end(postgres: Postgres, database: String, gateway: &Gateway) -> End {
     let shown = gateway.run(&["identity", "show"]);
     let id = String::from_utf8(shown.stdout).expect("an id is text");
     let address = gateway.url().trim_start_matches("http://").parse().expect("an address");
-    End { postgres, address, gateway: id.trim().to_owned() }
+    End { postgres, database, address, gateway: id.trim().to_owned() }
 }
 
 /// What the gateway said at its start that others give to `--bootstrap`.
