@@ -31,12 +31,25 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
                 "the body must be JSON with Content-Type: application/json",
             ));
         }
+        if let Some(encoding) = encoding(request.headers()) {
+            return Err(ApiError::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                format!("the body must be sent as it is, without Content-Encoding: {encoding}"),
+            ));
+        }
         let bytes = body(request, state).await?;
         parse(&bytes).map(Self).map_err(|unreadable| match unreadable {
             Unreadable::Value(text) => ApiError::invalid("body", text),
             Unreadable::Syntax(text) => ApiError::bad_request(text),
         })
     }
+}
+
+/// How the body is encoded, if it is.
+fn encoding(headers: &HeaderMap) -> Option<String> {
+    let encodings = headers.get_all(header::CONTENT_ENCODING).iter();
+    let mut words = encodings.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    words.find(|word| !word.trim().eq_ignore_ascii_case("identity")).map(|word| clip(&word))
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -74,7 +87,10 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Unreadable> {
     };
     let text = wording::json(&rejection.body_text());
     let Ok(mut value) = serde_json::from_slice::<Value>(bytes) else {
-        return Err(Unreadable::Syntax(text));
+        return Err(Unreadable::Syntax(match bytes {
+            [] => "the body is empty: send JSON".to_owned(),
+            _ => format!("the body is no JSON: {text}"),
+        }));
     };
     // A field that is given twice is once in the value.
     if make_whole(&mut value)

@@ -1,5 +1,7 @@
 //! The one way a message enters the gateway, whatever the surface.
 
+mod carriage;
+
 use std::collections::HashMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -448,19 +450,8 @@ async fn resolve_peer(
             Found::Nowhere { is_claimed } => return Err(addressing::unknown(name, is_claimed)),
         }
     };
-    if can_ever_carry(gateway, draft, &address) {
-        Ok(Target::Remote(address))
-    } else {
-        Err(ApiError::invalid(
-            "body.to",
-            format!(
-                "to: no transport that the message may use can ever carry {} bytes at level {} to \
-                 {address}",
-                draft.content.bytes.len(),
-                draft.min_anonymity,
-            ),
-        ))
-    }
+    carriage::check(gateway, draft, &address)?;
+    Ok(Target::Remote(address))
 }
 
 /// Lets a message wait in the inbox of a name that nobody has: until a peer of this gateway takes
@@ -482,20 +473,6 @@ async fn wait_for_name(
     // The name may have appeared before the message is there to be led on.
     gateway.rosters.look_for_names();
     Ok(())
-}
-
-/// Whether some transport may carry it some day; the router finds out when.
-fn can_ever_carry(gateway: &Gateway, draft: &Draft, to: &PeerAddress) -> bool {
-    gateway.transports.iter().any(|transport| {
-        let can = transport.capabilities();
-        let required = draft.wishes.required.as_deref();
-        required.is_none_or(|required| required == transport.name())
-            && gateway.mixnet.allows(transport.name())
-            && can.supports_unicast
-            && (to.gateway.is_some() || can.reaches_phones)
-            && can.max_message_size >= draft.content.bytes.len()
-            && can.best_anonymity_level.max(can.anonymity_level) >= draft.min_anonymity.get()
-    })
 }
 
 async fn resolve_group(
@@ -561,18 +538,7 @@ async fn resolve_remote_group(
         },
     }
     // The way to a group is the way to any peer of its home.
-    if !can_ever_carry(gateway, draft, &PeerAddress::remote(sender.clone(), group.home)) {
-        return Err(ApiError::invalid(
-            "body.to",
-            format!(
-                "to: no transport that the message may use can ever carry {} bytes at level {} to \
-                 {}",
-                draft.content.bytes.len(),
-                draft.min_anonymity,
-                group.home,
-            ),
-        ));
-    }
+    carriage::check(gateway, draft, &PeerAddress::remote(sender.clone(), group.home))?;
     Ok(vec![Target::Group { id: group.id, home: group.home }])
 }
 

@@ -30,7 +30,7 @@ pub(super) fn parse(text: &str) -> Result<Asked, Malformed> {
             Ok(Asked::Confirm { what, read: false })
         }
         Some(_) => Ok(Asked::Nothing),
-        None => Err(malformed("the frame has no type".to_owned())),
+        None => Err(malformed("the frame has no type: expected ping or ack".to_owned())),
     }
 }
 
