@@ -49,7 +49,10 @@ pub use self::{
     routes::{Learned, Preview, preview},
 };
 use crate::{
-    Gateway, config::Switch, connectivity::Connectivity, store::CLAIM_BYTES,
+    Gateway,
+    config::Switch,
+    connectivity::Connectivity,
+    store::{CLAIM_BYTES, Waking},
     telemetry::metrics as names,
 };
 
@@ -199,6 +202,8 @@ struct Driver {
     second_claims: HashMap<Key, Claim>,
     bytes_under_way: usize,
     by_target: HashMap<String, Burden>,
+    /// What has come into reach and is being made due.
+    waking: Waking,
     strand_at: Time,
     receipts_at: Time,
     renew_at: Time,
@@ -276,6 +281,7 @@ impl Driver {
             second_claims: HashMap::new(),
             bytes_under_way: 0,
             by_target: HashMap::new(),
+            waking: Waking::default(),
             strand_at: Time::UNIX_EPOCH,
             receipts_at: Time::UNIX_EPOCH,
             renew_at: Time::UNIX_EPOCH,
@@ -303,7 +309,10 @@ impl Driver {
         let returned: Vec<String> =
             self.outbox.gateway.learned.take_returned().into_iter().collect();
         if !returned.is_empty() {
-            self.outbox.gateway.store.reached(now, &returned).await?;
+            self.waking.add(now, &returned);
+        }
+        if !self.waking.is_over() {
+            self.outbox.gateway.store.wake_some(&mut self.waking).await?;
         }
         let strands = now >= self.strand_at;
         if strands {
@@ -320,7 +329,7 @@ impl Driver {
         if self.has_backlog {
             return Ok(SWEEP);
         }
-        if self.has_claimed {
+        if self.has_claimed || !self.waking.is_over() {
             // More has mostly come meanwhile; when next is due can be asked when nothing has.
             return Ok(LEAST_PAUSE);
         }
@@ -392,7 +401,7 @@ impl Driver {
             let fresh: Vec<String> = current.iter().filter(is_fresh).cloned().collect();
             if !fresh.is_empty() {
                 gateway.learned.reached(now, reach.name, &fresh);
-                gateway.store.reached(now, &fresh).await?;
+                self.waking.add(now, &fresh);
                 gateway.store.hasten(now, &fresh).await?;
                 let targets = Arc::new(fresh.into_iter().collect());
                 // Nobody listens when nothing is under way.

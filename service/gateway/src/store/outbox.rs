@@ -16,6 +16,39 @@ use crate::store::{
 /// Deliveries are claimed up to the one that takes their content together over so many bytes.
 pub const CLAIM_BYTES: usize = 8 << 20;
 
+/// As much is made due at once when its recipient comes into reach. Nothing of it can leave before.
+const WOKEN_AT_ONCE: i64 = 2048;
+
+/// What is being made due, turn by turn. Turns are moments of the second that has just passed, one
+/// microsecond apart, so that all is due and yet in order.
+#[derive(Debug, Default)]
+pub struct Waking {
+    /// For whom it waits; nobody once all is due.
+    targets: Vec<String>,
+    /// The last turn that was given.
+    after: Time,
+    until: Time,
+}
+
+impl Waking {
+    /// Nothing is due yet of what waits for `targets`.
+    pub fn new(now: Time, targets: Vec<String>) -> Self {
+        Self { targets, after: now - TimeDelta::seconds(1), until: now }
+    }
+
+    /// As well as what is left, what waits for `targets`; of what was made due some is again, which
+    /// changes nothing.
+    pub fn add(&mut self, now: Time, targets: &[String]) {
+        let left = std::mem::take(&mut self.targets).into_iter();
+        *self = Self::new(now, left.chain(targets.iter().cloned()).collect());
+    }
+
+    /// Whether nothing is left.
+    pub fn is_over(&self) -> bool {
+        self.targets.is_empty()
+    }
+}
+
 impl Store {
     /// Claims due deliveries; see [`fieldpost_delivery::Store::claim_due`].
     pub(super) async fn claim_deliveries(
@@ -142,31 +175,55 @@ impl Store {
 
     /// Makes due what waits for `targets`; see [`fieldpost_delivery::Store::reached`].
     pub(super) async fn wake_targets(&self, now: Time, targets: &[String]) -> sqlx::Result<u64> {
-        sqlx::query!(
+        let (mut waking, mut woken) = (Waking::new(now, targets.to_vec()), 0);
+        while !waking.is_over() {
+            woken += self.wake_some(&mut waking).await?;
+        }
+        Ok(woken)
+    }
+
+    /// Makes some of it due: the next in turn, so that those can leave while the others still wait.
+    /// Returns how many.
+    pub async fn wake_some(&self, waking: &mut Waking) -> sqlx::Result<u64> {
+        let woken = sqlx::query!(
             r#"
-            update outbox o set next_attempt_at = w.turn, waits_for = null
-            from (
-                -- Turns are a moment of the past, so that all is due now, one microsecond apart.
-                -- What has been due for longer stays ahead.
-                select message_id, sender, recipient,
-                       least(next_attempt_at, $1::timestamptz - interval '1 second'
-                           + interval '1 microsecond' * least(1000000, row_number() over (
-                               partition by sender, recipient, level order by accepted_at
-                           ))
-                       ) as turn
+            with next as (
+                select message_id, sender, recipient, row_number() over (
+                    partition by sender, recipient, level order by accepted_at
+                ) as place
                 from outbox
-                where target = any($2) and not claimed
+                where target = any($3) and not claimed
                   and (stage = 0 or stage = 1 and next_attempt_at is null)
-            ) w
-            where (o.message_id, o.sender, o.recipient) = (w.message_id, w.sender, w.recipient)
-              and o.stage < 2 and not o.claimed
+                  and (next_attempt_at is null or next_attempt_at > $1)
+                order by place
+                limit $4
+            ), woken as (
+                -- What has been due for longer stays ahead.
+                update outbox o
+                set waits_for = null, next_attempt_at = least(
+                    o.next_attempt_at, $2, $1::timestamptz + interval '1 microsecond' * n.place
+                )
+                from next n
+                where (o.message_id, o.sender, o.recipient) = (n.message_id, n.sender, n.recipient)
+                  and o.stage < 2 and not o.claimed
+                returning 1
+            )
+            select (select count(*) from next) as "found!", (select max(place) from next) as last,
+                   (select count(*) from woken) as "woken!"
             "#,
-            now,
-            targets,
+            waking.after,
+            waking.until,
+            &waking.targets,
+            WOKEN_AT_ONCE,
         )
-        .execute(&self.pool)
-        .await
-        .map(|done| done.rows_affected())
+        .fetch_one(&self.pool)
+        .await?;
+        if woken.found < WOKEN_AT_ONCE {
+            waking.targets.clear();
+        }
+        let places = TimeDelta::microseconds(woken.last.unwrap_or(0));
+        waking.after = (waking.after + places).min(waking.until);
+        Ok(woken.woken.unsigned_abs())
     }
 
     /// Claims receipts that are due; see [`fieldpost_delivery::Store::claim_receipts`].
