@@ -69,7 +69,9 @@ impl FromStr for GatewayId {
 
 impl fmt::Display for GatewayId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&BASE32.encode(&self.0))
+        let mut text = [0; Self::TEXT_LEN];
+        BASE32.encode_mut(&self.0, &mut text);
+        f.pad(str::from_utf8(&text).unwrap_or_default())
     }
 }
 
