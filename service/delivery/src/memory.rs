@@ -16,7 +16,7 @@ use fieldpost_envelope::{MessageId, PeerId};
 
 use self::book::Book;
 use crate::{
-    Accepted, AcceptedBatch, Attempt, Cancelled, Claim, Confirm, Correspondent, Inbound,
+    Accepted, AcceptedBatch, AtOnce, Attempt, Cancelled, Claim, Confirm, Correspondent, Inbound,
     InboxEntry, Next, ReceiptIn, ReceiptOut, Received, Record, Seq, Settled, Store, Submission,
     Time,
 };
@@ -100,17 +100,18 @@ impl Default for MemoryStore {
 impl Store for MemoryStore {
     type Error = Infallible;
 
-    async fn accept_and_show(
+    async fn accept_and_begin(
         &self,
         now: Time,
         batch: &[Submission],
-        present: &[PeerId],
+        at_once: AtOnce<'_>,
     ) -> Result<AcceptedBatch, Infallible> {
         let (mut book, mut accepted) = (self.book(), AcceptedBatch::default());
         for submission in batch {
             let answer = book.accept(now, submission);
             if matches!(answer, Accepted::New { .. }) {
-                accepted.shown.extend(book.show_at_once(now, submission, present));
+                accepted.shown.extend(book.show_at_once(now, submission, at_once.present));
+                accepted.claimed.extend(book.claim_at_once(now, submission, at_once));
             }
             accepted.answers.push(answer);
         }

@@ -193,6 +193,21 @@ pub struct AcceptedBatch {
     pub answers: Vec<Accepted>,
     /// What was shown at once, and to whom; each recipient's in order.
     pub shown: Vec<(PeerId, InboxEntry)>,
+    /// What was claimed at once, in the order of the batch.
+    pub claimed: Vec<Claim>,
+}
+
+/// What accepting may do besides, in the same transaction.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AtOnce<'a> {
+    /// To these what is new is shown, as [`Store::show`] would next. To a peer for whom something else
+    /// waits unshown nothing is, as it has to come first.
+    pub present: &'a [PeerId],
+    /// What is new and leads through one of these is claimed, as [`Store::claim_due`] would; but
+    /// nothing for phones, of which each has its turn.
+    pub reachable: &'a [String],
+    /// For how long.
+    pub lease: Duration,
 }
 
 /// One message in a recipient's inbox.
@@ -536,18 +551,16 @@ pub trait Store {
 
     /// Accepts a batch, each entry by itself, in order. The answers stand in the order of `batch`.
     async fn accept(&self, now: Time, batch: &[Submission]) -> Result<Vec<Accepted>, Self::Error> {
-        Ok(self.accept_and_show(now, batch, &[]).await?.answers)
+        Ok(self.accept_and_begin(now, batch, AtOnce::default()).await?.answers)
     }
 
-    /// As [`accept`](Self::accept), and in the same transaction shows what is new to those of its
-    /// recipients who are `present`, as [`show`](Self::show) would next. To a peer for whom something
-    /// else waits unshown nothing is shown here, as it has to come first; the store may leave it at
-    /// that for others too.
-    async fn accept_and_show(
+    /// As [`accept`](Self::accept), and does what can be done at once. The store may leave any of that
+    /// to be done later.
+    async fn accept_and_begin(
         &self,
         now: Time,
         batch: &[Submission],
-        present: &[PeerId],
+        at_once: AtOnce<'_>,
     ) -> Result<AcceptedBatch, Self::Error>;
 
     /// Shows up to `limit` unconfirmed messages of `peer` with a position above `after`, in order,

@@ -18,7 +18,9 @@ use std::{
     time::Duration,
 };
 
-use fieldpost_delivery::{Accepted, AcceptedBatch, InboxEntry, Store as _, Submission, Target};
+use fieldpost_delivery::{
+    Accepted, AcceptedBatch, AtOnce, InboxEntry, Store as _, Submission, Target,
+};
 use fieldpost_envelope::PeerId;
 use thiserror::Error;
 use tokio::{
@@ -31,6 +33,7 @@ use tracing::Instrument as _;
 
 use crate::{
     clock::Clock,
+    outbox::Openings,
     store::{Quotas, Store},
     subscribers::Subscribers,
 };
@@ -153,6 +156,7 @@ pub async fn run(
     clock: Clock,
     subscribers: Subscribers,
     quotas: Quotas,
+    openings: Openings,
     wake_outbox: Arc<Notify>,
     batch_messages: usize,
 ) {
@@ -163,6 +167,7 @@ pub async fn run(
             clock: clock.clone(),
             subscribers: subscribers.clone(),
             quotas: quotas.clone(),
+            openings: openings.clone(),
             wake_outbox: wake_outbox.clone(),
             batch_messages,
         };
@@ -197,6 +202,7 @@ struct Writer {
     clock: Clock,
     subscribers: Subscribers,
     quotas: Quotas,
+    openings: Openings,
     wake_outbox: Arc<Notify>,
     /// The most messages in one commit.
     batch_messages: usize,
@@ -267,10 +273,21 @@ impl Writer {
     /// Accepts, and tells whoever waits for what has just become visible.
     async fn commit(&self, submissions: &[Submission]) -> sqlx::Result<Vec<Accepted>> {
         let present = self.present(submissions);
-        let accepted = self.store.accept_and_show(self.clock.now(), submissions, &present).await;
-        let AcceptedBatch { answers, shown } = accepted.inspect_err(|_| {
-            self.subscribers.doubt(&present, self.clock.instant() + IN_DOUBT);
-        })?;
+        let reserved = self.openings.reserve(submissions);
+        let reachable = reserved.targets();
+        let lease = self.openings.lease();
+        let at_once = AtOnce { present: &present, reachable: &reachable, lease };
+        let accepted = self.store.accept_and_begin(self.clock.now(), submissions, at_once).await;
+        let AcceptedBatch { answers, shown, claimed } = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                self.subscribers.doubt(&present, self.clock.instant() + IN_DOUBT);
+                self.openings.doubt(reserved, submissions);
+                return Err(error);
+            }
+        };
+        let begun = claimed.len();
+        self.openings.hand(reserved, claimed);
         let mut handed: HashMap<PeerId, Vec<Arc<InboxEntry>>> = HashMap::new();
         for (peer, entry) in shown {
             handed.entry(peer).or_default().push(Arc::new(entry));
@@ -285,7 +302,7 @@ impl Writer {
         };
         let others = fresh().filter_map(local).filter(|peer| !handed.contains_key(*peer));
         self.subscribers.wake(others);
-        if fresh().any(|target| !matches!(target, Target::Local(_))) {
+        if fresh().filter(|target| !matches!(target, Target::Local(_))).count() > begun {
             self.wake_outbox.notify_one();
         }
         Ok(answers)

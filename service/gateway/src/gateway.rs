@@ -17,7 +17,7 @@ use crate::{
     connectivity::Connectivity,
     http::{given::Pages, limits::Limits},
     mixnet::Mixnet,
-    outbox::{Awaited, Errands, Learned},
+    outbox::{Awaited, Errands, Learned, Openings},
     readiness::Readiness,
     rosters::Rosters,
     store::{Quotas, Store},
@@ -57,6 +57,8 @@ pub struct Shared {
     pub awaited: Awaited,
     /// Receipts that the outbox sends at once.
     pub errands: Errands,
+    /// For which targets what is accepted may leave at once.
+    pub openings: Openings,
     /// The ways to other gateways.
     pub transports: Vec<Arc<dyn Transport>>,
     /// This gateway's node of the mixnet.

@@ -17,6 +17,7 @@
 mod awaited;
 mod carry;
 mod errands;
+mod openings;
 mod receipts;
 mod routes;
 
@@ -29,7 +30,7 @@ use std::{
 
 use chrono::TimeDelta;
 use fieldpost_delivery::{Backoff, Claim, Next, Rules, Store as _, Time, Warm};
-use fieldpost_envelope::{AnonymityLevel, GatewayId};
+use fieldpost_envelope::{AnonymityLevel, GatewayId, MessageId, PeerAddress};
 use futures_util::future::select_all;
 use rand::{
     RngExt, SeedableRng,
@@ -45,12 +46,13 @@ use tokio_util::sync::CancellationToken;
 pub use self::{
     awaited::{Awaited, Heard},
     errands::{Errand, Errands},
+    openings::{Openings, Reserved},
     receipts::settle,
     routes::{Learned, Preview, preview},
 };
 use crate::{
     Gateway,
-    config::Switch,
+    config::{Config, Switch},
     connectivity::Connectivity,
     store::{CLAIM_BYTES, Waking},
     telemetry::metrics as names,
@@ -121,6 +123,7 @@ async fn drive(mut driver: Driver, stop: CancellationToken) {
                     tracing::warn!(%error, "what is owed elsewhere cannot be read; trying again");
                 }
                 failing = true;
+                driver.openings().close();
                 FAILED_PAUSE
             }
         };
@@ -149,6 +152,15 @@ struct Outbox {
     turnstiles: receipts::Turnstiles,
 }
 
+/// By what rules deliveries are tried.
+pub fn rules(config: &Config) -> Rules {
+    Rules {
+        failover: config.failover == Switch::On,
+        failover_timeout: config.failover_timeout.max(Duration::from_millis(1)),
+        backoff: Backoff::DELIVERY,
+    }
+}
+
 /// Targets that have come into reach over a transport.
 #[derive(Clone)]
 struct Return {
@@ -158,11 +170,7 @@ struct Return {
 
 impl Outbox {
     fn new(gateway: Gateway, awaited: Awaited) -> Self {
-        let rules = Rules {
-            failover: gateway.config.failover == Switch::On,
-            failover_timeout: gateway.config.failover_timeout.max(Duration::from_millis(1)),
-            backoff: Backoff::DELIVERY,
-        };
+        let rules = rules(&gateway.config);
         // Jitter needs no secret; the replica's name makes it differ between replicas.
         let rng = StdRng::try_from_rng(&mut SysRng)
             .unwrap_or_else(|_| StdRng::seed_from_u64(gateway.replica.as_u64_pair().0));
@@ -200,8 +208,8 @@ struct Driver {
     under_way: HashSet<Key>,
     /// Claims of what is under way already, until that ends.
     second_claims: HashMap<Key, Claim>,
-    bytes_under_way: usize,
-    by_target: HashMap<String, Burden>,
+    /// Messages that were perhaps claimed as they were accepted.
+    doubted: Vec<(PeerAddress, MessageId)>,
     /// What has come into reach and is being made due.
     waking: Waking,
     strand_at: Time,
@@ -219,23 +227,6 @@ struct Driver {
     has_backlog: bool,
     /// For some targets nothing was claimed, since as much as may be is under way to them.
     is_crowded: bool,
-}
-
-/// What is under way to one target.
-#[derive(Clone, Copy, Default)]
-struct Burden {
-    deliveries: usize,
-    bytes: usize,
-}
-
-impl Burden {
-    fn is_full(self) -> bool {
-        self.deliveries >= MAX_FOR_TARGET || self.bytes >= MAX_BYTES_FOR_TARGET
-    }
-
-    fn is_halved(self) -> bool {
-        self.deliveries <= MAX_FOR_TARGET / 2 && self.bytes <= MAX_BYTES_FOR_TARGET / 2
-    }
 }
 
 /// What one transport reaches, as far as the store was told.
@@ -279,8 +270,7 @@ impl Driver {
             receipts: JoinSet::new(),
             under_way: HashSet::new(),
             second_claims: HashMap::new(),
-            bytes_under_way: 0,
-            by_target: HashMap::new(),
+            doubted: Vec::new(),
             waking: Waking::default(),
             strand_at: Time::UNIX_EPOCH,
             receipts_at: Time::UNIX_EPOCH,
@@ -296,11 +286,13 @@ impl Driver {
     /// Starts all that can be started now; returns for how long there is nothing more to do.
     async fn look(&mut self) -> sqlx::Result<Duration> {
         self.has_claimed = false;
+        self.begin_handed();
         while let Some(ended) = self.deliveries.try_join_next() {
             self.ended(ended);
         }
         while self.receipts.try_join_next().is_some() {}
         if !self.outbox.gateway.readiness.is_ready() {
+            self.openings().close();
             return Ok(FAILED_PAUSE);
         }
         self.follow_reach().await?;
@@ -320,6 +312,7 @@ impl Driver {
             self.strand_at = now + STRAND_EVERY;
         }
         self.reconsider(now).await?;
+        self.settle_doubts(now).await?;
         let reachable = self.reachable();
         self.has_claimed = self.claim_deliveries(now, &reachable).await?;
         if now >= self.receipts_at {
@@ -352,6 +345,7 @@ impl Driver {
             tokio::select! {
                 () = &mut pause => return,
                 () = outbox.gateway.wake_outbox.notified() => return,
+                () = outbox.gateway.openings.handed() => self.begin_handed(),
                 () = reach_changed(&mut self.reach) => return,
                 Ok(()) = self.connectivity.changed() => {
                     self.reconsider_at = Time::UNIX_EPOCH;
@@ -458,22 +452,26 @@ impl Driver {
         all.into_iter().cloned().collect()
     }
 
-    /// Begins what is due; whether there was anything.
+    fn openings(&self) -> &Openings {
+        &self.outbox.gateway.openings
+    }
+
+    /// Begins what is due; whether there was anything. Once nothing more is, what is accepted need not
+    /// be looked for.
     async fn claim_deliveries(&mut self, now: Time, reachable: &[String]) -> sqlx::Result<bool> {
         (self.has_backlog, self.is_crowded) = (false, false);
         let mut has_claimed = false;
         loop {
-            let targets: Vec<String> = reachable
-                .iter()
-                .filter(|name| !self.by_target.get(*name).is_some_and(|burden| burden.is_full()))
-                .cloned()
-                .collect();
+            let targets: Vec<String> =
+                reachable.iter().filter(|name| !self.openings().is_full(name)).cloned().collect();
             self.is_crowded = targets.len() < reachable.len();
-            let room = MAX_UNDER_WAY.saturating_sub(self.deliveries.len()).min(MAX_CLAIMED);
+            let room = MAX_UNDER_WAY.saturating_sub(self.openings().under_way()).min(MAX_CLAIMED);
             if targets.is_empty() {
+                self.openings().close();
                 return Ok(has_claimed);
             }
-            if room == 0 || self.bytes_under_way >= MAX_BYTES_UNDER_WAY {
+            if room == 0 || !self.openings().has_room() {
+                self.openings().close();
                 self.has_backlog = true;
                 return Ok(has_claimed);
             }
@@ -483,26 +481,55 @@ impl Driver {
             let is_last = claims.len() < room && bytes < CLAIM_BYTES;
             has_claimed |= !claims.is_empty();
             for claim in claims {
-                self.begin(claim);
+                let load = Load::of(&claim);
+                self.openings().begin(&load.target, load.bytes);
+                self.begin(claim, load);
             }
             if is_last {
+                match self.waking.is_over() {
+                    true => self.openings().open(targets),
+                    false => self.openings().close(),
+                }
                 return Ok(has_claimed);
             }
         }
     }
 
-    fn begin(&mut self, claim: Claim) {
-        let load = Load::of(&claim);
+    /// Begins what was claimed as it was accepted.
+    fn begin_handed(&mut self) {
+        for claim in self.openings().take_handed() {
+            let load = Load::of(&claim);
+            self.begin(claim, load);
+        }
+    }
+
+    /// Makes due what was perhaps claimed as it was accepted: the database went away in between.
+    async fn settle_doubts(&mut self, now: Time) -> sqlx::Result<()> {
+        let doubted = self.openings().take_doubted();
+        if !doubted.is_empty() {
+            // The same request may have come again, and be under way.
+            let under_way: HashSet<(&str, &str)> =
+                self.under_way.iter().map(|(sender, id, _)| (&**sender, &**id)).collect();
+            self.doubted.extend(doubted.into_iter().filter(|(sender, id)| {
+                !under_way.contains(&(&*sender.to_string(), &*id.to_string()))
+            }));
+        }
+        if !self.doubted.is_empty() {
+            self.outbox.gateway.store.give_up_first_claims(now, &self.doubted).await?;
+            self.doubted.clear();
+        }
+        Ok(())
+    }
+
+    /// Begins one that is counted.
+    fn begin(&mut self, claim: Claim, load: Load) {
         let outbox = self.outbox.clone();
         if !self.under_way.insert(load.key.clone()) {
             // Mostly the first claim has just been given up and its task is about to end.
+            self.openings().end(&load.target, load.bytes);
             self.second_claims.insert(load.key, claim);
             return;
         }
-        self.bytes_under_way += load.bytes;
-        let burden = self.by_target.entry(load.target.clone()).or_default();
-        burden.deliveries += 1;
-        burden.bytes += load.bytes;
         metrics::gauge!(names::DELIVERIES_UNDER_WAY).increment(1);
         self.deliveries.spawn(async move {
             let retry_at = carry::carry(&outbox, claim).await;
@@ -527,17 +554,8 @@ impl Driver {
             let outbox = self.outbox.clone();
             self.receipts.spawn(async move { give_up(&outbox, &claim).await });
         }
-        self.bytes_under_way -= load.bytes;
-        let Some(burden) = self.by_target.get_mut(&load.target) else {
-            return (load.retry_at, false);
-        };
-        burden.deliveries -= 1;
-        burden.bytes -= load.bytes;
-        let is_halved = burden.is_halved();
-        if burden.deliveries == 0 {
-            self.by_target.remove(&load.target);
-        }
-        (load.retry_at, is_halved)
+        let has_room_again = self.openings().end(&load.target, load.bytes);
+        (load.retry_at, has_room_again)
     }
 
     /// Begins to send receipts that are due; whether there were any, or may be.
@@ -560,6 +578,11 @@ impl Driver {
     }
 
     async fn finish(mut self) {
+        // What is accepted from here on is another's to claim.
+        self.openings().close();
+        for claim in self.openings().take_handed() {
+            give_up(&self.outbox, &claim).await;
+        }
         let ended = timeout(STOP_GRACE, async {
             while self.deliveries.join_next().await.is_some() {}
             while self.receipts.join_next().await.is_some() {}

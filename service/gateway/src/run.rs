@@ -38,7 +38,7 @@ use crate::{
     http::{self, given::Pages, limits::Limits},
     inbox,
     mixnet::Mixnet,
-    outbox::{self, Awaited, Errands, Learned},
+    outbox::{self, Awaited, Errands, Learned, Openings},
     presence,
     readiness::Readiness,
     rosters::{self, Rosters},
@@ -177,6 +177,7 @@ pub async fn start(config: Config, connect: Option<Connect>) -> anyhow::Result<R
         wake_air: Arc::default(),
         awaited: Awaited::default(),
         errands: Errands::default(),
+        openings: Openings::new(outbox::rules(&config).lease()),
         transports,
         mixnet: Mixnet::new(&config, brings),
         learned: Learned::default(),
@@ -279,7 +280,7 @@ impl Running {
 
 /// Starts what works in the background, each on its own. What holds the gateway ends at `stop`.
 fn spawn_workers(workers: &mut Workers, gateway: &Gateway, writers: accept::Writers) {
-    let Shared { store, clock, subscribers, quotas, wake_outbox, .. } = &**gateway;
+    let Shared { store, clock, subscribers, quotas, openings, wake_outbox, .. } = &**gateway;
     workers.spawn(
         "accepting",
         accept::run(
@@ -288,6 +289,7 @@ fn spawn_workers(workers: &mut Workers, gateway: &Gateway, writers: accept::Writ
             clock.clone(),
             subscribers.clone(),
             quotas.clone(),
+            openings.clone(),
             wake_outbox.clone(),
             usize::from(gateway.config.accept_batch),
         ),

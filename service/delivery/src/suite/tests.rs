@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use super::*;
 use crate::{
-    Accepted, AcceptedBatch, Attempt, Cancelled, Inbound, MemoryStore, Next, ReceiptIn, ReceiptOut,
-    Received, Record, Settled, Submission,
+    Accepted, AcceptedBatch, AtOnce, Attempt, Cancelled, Inbound, MemoryStore, Next, ReceiptIn,
+    ReceiptOut, Received, Record, Settled, Submission,
 };
 
 #[test]
@@ -121,6 +121,7 @@ enum Fault {
     OwesWhatFailed,
     MixesUpRecipients,
     ShowsAtOnceOutOfTurn,
+    ForgetsPredecessorsAtOnce,
     BelievesInTheUnseen,
 }
 
@@ -152,6 +153,7 @@ const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::WakesTooLate, &[CONTRACT]),
     (Fault::MixesUpRecipients, &[CONTRACT]),
     (Fault::ShowsAtOnceOutOfTurn, &[CONTRACT]),
+    (Fault::ForgetsPredecessorsAtOnce, &[ORDER]),
 ];
 
 /// A store that does one thing wrong.
@@ -187,11 +189,11 @@ impl Faulty {
 impl Store for Faulty {
     type Error = Infallible;
 
-    async fn accept_and_show(
+    async fn accept_and_begin(
         &self,
         now: Time,
         batch: &[Submission],
-        present: &[PeerId],
+        at_once: AtOnce<'_>,
     ) -> Result<AcceptedBatch, Infallible> {
         let mut batch = batch.to_vec();
         if self.fails(Fault::LosesDeliveries) {
@@ -203,8 +205,8 @@ impl Store for Faulty {
                 submission.deliveries.extend(failures);
             }
         }
-        let AcceptedBatch { mut answers, mut shown } =
-            self.store.accept_and_show(now, &batch, present).await?;
+        let AcceptedBatch { mut answers, mut shown, mut claimed } =
+            self.store.accept_and_begin(now, &batch, at_once).await?;
         for (submission, answer) in batch.iter_mut().zip(&mut answers) {
             let is_same = matches!(answer, Accepted::Same { .. });
             if is_same && self.fails(Fault::TakesRepeatsAsNew) {
@@ -219,12 +221,15 @@ impl Store for Faulty {
         if self.is(Fault::MixesUpRecipients)
             && let Some((to, _)) = shown.first_mut()
         {
-            *to = present.iter().find(|peer| *peer != to).unwrap_or(to).clone();
+            *to = at_once.present.iter().find(|peer| *peer != to).unwrap_or(to).clone();
         }
         if self.is(Fault::ShowsAtOnceOutOfTurn) {
             shown.reverse();
         }
-        Ok(AcceptedBatch { answers, shown })
+        if self.is(Fault::ForgetsPredecessorsAtOnce) {
+            claimed.iter_mut().for_each(|claim| claim.after = None);
+        }
+        Ok(AcceptedBatch { answers, shown, claimed })
     }
 
     async fn show(

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use fieldpost_delivery::{
-    AcceptedBatch, Attempt, Cancelled, Claim, Confirm, Inbound, InboxEntry, Next, ReceiptIn,
-    ReceiptOut, Received, Record, Seq, Settled, Submission, Time,
+    AcceptedBatch, AtOnce, Attempt, Cancelled, Claim, Confirm, Inbound, InboxEntry, Next,
+    ReceiptIn, ReceiptOut, Received, Record, Seq, Settled, Submission, Time,
 };
 use fieldpost_envelope::{MessageId, PeerId};
 
@@ -13,13 +13,13 @@ use crate::store::Store;
 impl fieldpost_delivery::Store for Store {
     type Error = sqlx::Error;
 
-    async fn accept_and_show(
+    async fn accept_and_begin(
         &self,
         now: Time,
         batch: &[Submission],
-        present: &[PeerId],
+        at_once: AtOnce<'_>,
     ) -> sqlx::Result<AcceptedBatch> {
-        self.accept_batch(now, batch, present).await
+        self.accept_batch(now, batch, at_once).await
     }
 
     async fn show(

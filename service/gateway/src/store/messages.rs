@@ -8,8 +8,8 @@ use std::collections::{HashMap, HashSet};
 
 use chrono::TimeDelta;
 use fieldpost_delivery::{
-    Accepted, AcceptedBatch, Cancelled, Correspondent, InboxEntry, Message, Seq, Submission,
-    Target, Time,
+    Accepted, AcceptedBatch, AtOnce, Cancelled, Correspondent, InboxEntry, Message, Seq,
+    Submission, Target, Time,
 };
 use fieldpost_envelope::{MessageId, MessageStatus, PeerAddress, PeerId, Recipient};
 use sha2::{Digest, Sha256};
@@ -41,13 +41,13 @@ pub(super) struct Sealed {
 }
 
 impl Store {
-    /// Accepts a batch; see [`fieldpost_delivery::Store::accept_and_show`]. Of a batch in which one
+    /// Accepts a batch; see [`fieldpost_delivery::Store::accept_and_begin`]. Of a batch in which one
     /// was known before nothing is shown.
     pub(super) async fn accept_batch(
         &self,
         now: Time,
         batch: &[Submission],
-        present: &[PeerId],
+        at_once: AtOnce<'_>,
     ) -> sqlx::Result<AcceptedBatch> {
         let times = self.acceptance_times(now, batch.len());
         let mut day = times.start.date_naive();
@@ -73,8 +73,8 @@ impl Store {
         }
         let met = self.contacts.unknown(&rows.sender, &rows.addressed_to);
         rows.meet(&met);
-        let present: Vec<String> = present.iter().map(ToString::to_string).collect();
-        let (fresh, shown) = if rows.is_plain() && !self.announces {
+        let present: Vec<String> = at_once.present.iter().map(ToString::to_string).collect();
+        let (fresh, shown, claimed) = if rows.is_plain() && !self.announces {
             let mut connection = self.warm.take().await?;
             let (fresh, shown) = match rows.insert_fresh(&mut connection, &present).await? {
                 Some(shown) if taken.len() == batch.len() => (None, shown),
@@ -85,9 +85,10 @@ impl Store {
             let Some(fresh) = fresh else {
                 let new = |index| Accepted::New { accepted_at: times.at(index) };
                 let answers = (0..batch.len()).map(new).collect();
-                return Ok(AcceptedBatch { answers, shown: entries(&rows, &taken, shown)? });
+                let shown = entries(&rows, &taken, shown)?;
+                return Ok(AcceptedBatch { answers, shown, claimed: Vec::new() });
             };
-            (fresh, shown)
+            (fresh, shown, Vec::new())
         } else {
             let mut connection = self.warm.take().await?;
             let mut transaction = sqlx::Connection::begin(&mut *connection).await?;
@@ -99,7 +100,8 @@ impl Store {
                     (rows.insert(&mut transaction).await?, Vec::new())
                 }
             };
-            rows.insert_outbox(&mut transaction, &fresh).await?;
+            let claimed =
+                rows.insert_outbox(&mut transaction, now, &taken, &fresh, at_once).await?;
             if !rows.failed.recipient.is_empty() {
                 rows.insert_failures(&mut transaction, &fresh).await?;
             }
@@ -113,14 +115,14 @@ impl Store {
             transaction.commit().await?;
             connection.keep();
             self.contacts.remember(&rows.contact_peer, &rows.contact_other);
-            (fresh, shown)
+            (fresh, shown, claimed)
         };
         // What is fresh is committed: a failure from here on must not read as if it were not.
         let answers = self
             .answer(now, batch, &fresh)
             .await
             .map_err(|error| sqlx::Error::Protocol(format!("after the commit: {error}")))?;
-        Ok(AcceptedBatch { answers, shown: entries(&rows, &taken, shown)? })
+        Ok(AcceptedBatch { answers, shown: entries(&rows, &taken, shown)?, claimed })
     }
 
     /// Strictly increasing times for a batch, never before those of an earlier one.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use fieldpost_delivery::{Claim, ReceiptOut, Time};
-use fieldpost_envelope::LaneSeq;
+use fieldpost_envelope::{LaneSeq, MessageId, PeerAddress};
 use uuid::Uuid;
 
 use crate::store::{
@@ -167,6 +167,28 @@ impl Store {
             where claimed and stage < 2 and next_attempt_at > $1
             "#,
             now,
+        )
+        .execute(&self.pool)
+        .await
+        .map(|done| done.rows_affected())
+    }
+
+    /// Gives up what may have been claimed as it was accepted, though nobody heard of it: it comes due.
+    pub async fn give_up_first_claims(
+        &self,
+        now: Time,
+        messages: &[(PeerAddress, MessageId)],
+    ) -> sqlx::Result<u64> {
+        sqlx::query!(
+            r#"
+            update outbox o set next_attempt_at = $1, claimed = false
+            from unnest($2::uuid[], $3::text[]) as doubted (message_id, sender)
+            where (o.message_id, o.sender) = (doubted.message_id, doubted.sender)
+              and o.claimed and o.attempts = 1 and o.stage = 0
+            "#,
+            now,
+            &messages.iter().map(|(_, id)| id.0).collect::<Vec<_>>(),
+            &messages.iter().map(|(sender, _)| sender.to_string()).collect::<Vec<_>>(),
         )
         .execute(&self.pool)
         .await
@@ -348,6 +370,7 @@ impl DeliveryName {
     }
 }
 
-fn lane(number: i64) -> LaneSeq {
+/// A place in a lane, as the database has it.
+pub(super) fn lane(number: i64) -> LaneSeq {
     LaneSeq(number.unsigned_abs())
 }

@@ -12,7 +12,10 @@ use super::{
     Book,
     delivery::{Away, Delivery, Key, Part},
 };
-use crate::{Attempt, Claim, Message, Next, Settled, Target, Time, predecessor, retry::later};
+use crate::{
+    AtOnce, Attempt, Claim, Message, Next, Settled, Submission, Target, Time, predecessor,
+    retry::later,
+};
 
 #[derive(Debug, Default)]
 pub(super) struct LaneOut {
@@ -39,6 +42,23 @@ impl Book {
         due.sort_by_key(|(priority, at, key)| (*priority, *at, self.deliveries[*key].accepted_at));
         let keys: Vec<_> = due.into_iter().take(limit).map(|(_, _, key)| key.clone()).collect();
         keys.into_iter().filter_map(|key| self.claim(now, lease, key)).collect()
+    }
+
+    /// Claims what has just been accepted of this submission, as far as it may leave at once.
+    pub(in crate::memory) fn claim_at_once(
+        &mut self,
+        now: Time,
+        submission: &Submission,
+        at_once: AtOnce<'_>,
+    ) -> Vec<Claim> {
+        let reachable: BTreeSet<&str> = at_once.reachable.iter().map(String::as_str).collect();
+        let Message { sender, id, .. } = &submission.message;
+        let key = |target: &Target| Key { sender: sender.clone(), id: *id, target: target.clone() };
+        let targets = submission.deliveries.iter().filter(|target| !is_phone(target));
+        let keys: BTreeSet<_> = targets.map(key).collect();
+        let keys = keys.into_iter().filter(|key| self.may_be_claimed(now, key, &reachable));
+        let keys: Vec<_> = keys.collect();
+        keys.into_iter().filter_map(|key| self.claim(now, at_once.lease, key)).collect()
     }
 
     fn may_be_claimed(&self, now: Time, key: &Key, reachable: &BTreeSet<&str>) -> bool {

@@ -1,6 +1,9 @@
 //! Messages of any kind are accepted, repeated and contradicted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use chrono::TimeDelta;
 use fieldpost_envelope::{
@@ -9,11 +12,11 @@ use fieldpost_envelope::{
 };
 use rand::{Rng, RngExt};
 
-use super::{Owed, Sent, phone};
+use super::{Owed, Sent, claim::is_phone, is_claim_of, phone, reachable_names};
 use crate::{
-    Accepted, AcceptedBatch, Content, Failure, Message, Seq, Store, Submission, Target, Time,
-    Wishes, has_lane, message_status,
-    suite::{CONTRACT, LOST, ONCE, Run, Violation, ensure, gateways, peer, peers},
+    Accepted, AcceptedBatch, AtOnce, Claim, Content, Failure, Message, Seq, Store, Submission,
+    Target, Time, Wishes, has_lane, message_status,
+    suite::{CONTRACT, LOST, ONCE, ORDER, Run, Violation, ensure, gateways, peer, peers},
 };
 
 impl<S: Store> Run<'_, S> {
@@ -25,8 +28,11 @@ impl<S: Store> Run<'_, S> {
             ids.join("; ")
         });
         let present: Vec<_> = peers().into_iter().filter(|_| self.chance(50)).collect();
-        let accepted = self.store.accept_and_show(self.now, &batch, &present).await;
-        let AcceptedBatch { answers, shown } = accepted.map_err(self.broken())?;
+        let reachable: Vec<_> = reachable_names().into_iter().filter(|_| self.chance(50)).collect();
+        let lease = Duration::from_millis(self.rng.random_range(1_000..30_000));
+        let at_once = AtOnce { present: &present, reachable: &reachable, lease };
+        let accepted = self.store.accept_and_begin(self.now, &batch, at_once).await;
+        let AcceptedBatch { answers, shown, claimed } = accepted.map_err(self.broken())?;
         ensure!(self, answers.len() == batch.len(), CONTRACT, "{} answers", answers.len());
         for (submission, answer) in batch.iter().zip(&answers) {
             self.was_answered(submission, answer)?;
@@ -38,6 +44,7 @@ impl<S: Store> Run<'_, S> {
             self.look_at_entry(peer, entry)?;
             self.summary.count("shown at once");
         }
+        self.began_at_once(claimed, at_once)?;
         if self.chance(10) {
             let again = self.store.accept(self.now, &batch).await.map_err(self.broken())?;
             for (submission, answer) in batch.iter().zip(&again) {
@@ -45,6 +52,24 @@ impl<S: Store> Run<'_, S> {
                 ensure!(self, is_known, ONCE, "a repeated request was taken as new");
                 self.was_answered(submission, answer)?;
             }
+        }
+        Ok(())
+    }
+
+    fn began_at_once(&mut self, claims: Vec<Claim>, at_once: AtOnce<'_>) -> Result<(), Violation> {
+        for claim in claims {
+            let id = claim.message.id;
+            let index = self.owed.iter().position(|owed| is_claim_of(&claim, owed));
+            let Some(index) = index.filter(|index| self.owed[*index].claims == 0) else {
+                return Err(self.violation(CONTRACT, format!("claimed what is not new: {claim:?}")));
+            };
+            let name = claim.target.reached_through();
+            let is_offered = name.is_some_and(|name| at_once.reachable.contains(&name));
+            ensure!(self, is_offered, CONTRACT, "{id} was claimed at once, out of reach");
+            ensure!(self, !is_phone(&self.owed[index]), ORDER, "a phone got {id} at once");
+            self.look_at_claim(&claim, index, at_once.lease)?;
+            self.was_claimed(claim, index);
+            self.summary.count("claimed at once");
         }
         Ok(())
     }

@@ -73,21 +73,25 @@ impl<S: Store> Run<'_, S> {
             self.look_at_claim(claim, index, lease)?;
         }
         for (claim, index) in claims.into_iter().zip(claimed) {
-            let owed = &mut self.owed[index];
-            owed.claims = claim.attempt;
-            owed.was_overtaken |= !owed.open_claims.is_empty();
-            owed.open_claims.insert(claim.attempt);
-            (owed.due, owed.may_be_due) = (Some(claim.claimed_until), Some(claim.claimed_until));
-            if owed.status == MessageStatus::Sent {
-                owed.or_status = Some(MessageStatus::Pending);
-            }
-            self.claims.push(claim);
+            self.was_claimed(claim, index);
             self.summary.count("claimed");
         }
         Ok(())
     }
 
-    fn look_at_claim(
+    pub(super) fn was_claimed(&mut self, claim: Claim, index: usize) {
+        let owed = &mut self.owed[index];
+        owed.claims = claim.attempt;
+        owed.was_overtaken |= !owed.open_claims.is_empty();
+        owed.open_claims.insert(claim.attempt);
+        (owed.due, owed.may_be_due) = (Some(claim.claimed_until), Some(claim.claimed_until));
+        if owed.status == MessageStatus::Sent {
+            owed.or_status = Some(MessageStatus::Pending);
+        }
+        self.claims.push(claim);
+    }
+
+    pub(super) fn look_at_claim(
         &mut self,
         claim: &Claim,
         index: usize,
@@ -170,6 +174,6 @@ impl<S: Store> Run<'_, S> {
     }
 }
 
-fn is_phone(owed: &Owed) -> bool {
+pub(super) fn is_phone(owed: &Owed) -> bool {
     owed.target == Target::Remote(PeerAddress::local(phone()))
 }

@@ -2,16 +2,20 @@
 
 use std::collections::HashMap;
 
-use fieldpost_delivery::{Seq, Submission, Target, Time};
+use chrono::TimeDelta;
+use fieldpost_delivery::{AtOnce, Claim, Seq, Submission, Target, Time};
 use fieldpost_envelope::{AnonymityLevel, Priority};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::conversation;
-use crate::store::words;
+use crate::store::{outbox::lane, words};
 
 /// What a delivery outside this gateway needs besides its message.
 struct Owed {
+    /// Of which message, and to which of its recipients, from 0.
+    message: usize,
+    delivery: usize,
     message_id: Uuid,
     sender: String,
     recipient: String,
@@ -23,6 +27,12 @@ struct Owed {
     priority: Priority,
     size_bytes: i32,
     expires_at: Time,
+}
+
+impl Owed {
+    fn lane(&self) -> (&str, &str, AnonymityLevel) {
+        (&self.sender, &self.recipient, self.level)
+    }
 }
 
 /// Deliveries that cannot begin, as columns.
@@ -123,7 +133,7 @@ impl Rows {
         let filed = conversation(&message.sender, &message.to);
         let size = i32::try_from(message.content.bytes.len()).unwrap_or(i32::MAX);
         let mut recipients = String::new();
-        for target in &submission.deliveries {
+        for (delivery, target) in submission.deliveries.iter().enumerate() {
             let recipient = target.recipient();
             if !recipients.is_empty() {
                 recipients.push(' ');
@@ -136,6 +146,8 @@ impl Rows {
                 }
                 Target::Remote(_) | Target::Group { .. } | Target::Broadcast(_) => {
                     self.outbox.push(Owed {
+                        message: self.message_id.len(),
+                        delivery,
                         message_id: message.id.0,
                         sender: sender.clone(),
                         recipient,
@@ -376,24 +388,31 @@ impl Rows {
         Ok(rows.into_iter().map(|row| ((row.message_id, row.sender), row.accepted_at)).collect())
     }
 
-    /// Inserts what goes elsewhere, each with the next number of its lane.
+    /// Owes what leaves this gateway. What can begin `at_once` is claimed, and returned.
     pub(super) async fn insert_outbox(
         &self,
         connection: &mut PgConnection,
+        now: Time,
+        taken: &[&Submission],
         fresh: &HashMap<(Uuid, String), Time>,
-    ) -> sqlx::Result<()> {
+        at_once: AtOnce<'_>,
+    ) -> sqlx::Result<Vec<Claim>> {
         let outbox: Vec<&Owed> = self
             .outbox
             .iter()
             .filter(|owed| fresh.contains_key(&(owed.message_id, owed.sender.clone())))
             .collect();
         if outbox.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
-        sqlx::query!(
+        let lease = TimeDelta::from_std(at_once.lease).unwrap_or(TimeDelta::hours(1));
+        let claimed_until = now + lease;
+        let begun = sqlx::query!(
             r#"
             with owed as (
-                select * from unnest(
+                -- A phone, which is its own target, gets one of a lane at a time.
+                select *, target = any($12::text[]) and target <> recipient as begins
+                from unnest(
                     $1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::bigint[],
                     $6::text[], $7::smallint[], $8::boolean[], $9::smallint[], $10::integer[],
                     $11::timestamptz[]
@@ -408,19 +427,24 @@ impl Rows {
                 on conflict (sender, recipient, level)
                     do update set last_seq = lane_out.last_seq + excluded.last_seq
                 returning sender, recipient, level, last_seq
+            ), placed as materialized (
+                select o.*, case when o.has_lane then l.last_seq + 1 - row_number() over (
+                           partition by o.sender, o.recipient, o.level, o.has_lane
+                           order by o.number desc
+                       ) end as lane_seq
+                from owed o left join lane l using (sender, recipient, level)
+            ), kept as (
+                insert into outbox (
+                    message_id, sender, recipient, accepted_at, conversation, target, level,
+                    lane_seq, priority, size_bytes, next_attempt_at, expires_at, attempts, claimed
+                )
+                select message_id, sender, recipient, accepted_at, conversation, target, level,
+                       lane_seq, priority, size_bytes,
+                       case when begins then $13::timestamptz else accepted_at end, expires_at,
+                       begins::integer, begins
+                from placed
             )
-            insert into outbox (
-                message_id, sender, recipient, accepted_at, conversation, target, level,
-                lane_seq, priority, size_bytes, next_attempt_at, expires_at
-            )
-            select o.message_id, o.sender, o.recipient, o.accepted_at, o.conversation, o.target,
-                   o.level,
-                   case when o.has_lane then l.last_seq + 1 - row_number() over (
-                       partition by o.sender, o.recipient, o.level, o.has_lane
-                       order by o.number desc
-                   ) end,
-                   o.priority, o.size_bytes, o.accepted_at, o.expires_at
-            from owed o left join lane l using (sender, recipient, level)
+            select number as "number!", lane_seq from placed where begins order by number
             "#,
             &outbox.iter().map(|owed| owed.message_id).collect::<Vec<_>>(),
             &outbox.iter().map(|owed| owed.sender.clone()).collect::<Vec<_>>(),
@@ -433,10 +457,27 @@ impl Rows {
             &outbox.iter().map(|owed| words::priority_number(owed.priority)).collect::<Vec<_>>(),
             &outbox.iter().map(|owed| owed.size_bytes).collect::<Vec<_>>(),
             &outbox.iter().map(|owed| owed.expires_at).collect::<Vec<_>>(),
+            at_once.reachable,
+            claimed_until,
         )
-        .execute(connection)
-        .await
-        .map(drop)
+        .fetch_all(&mut *connection)
+        .await?;
+        let begun =
+            begun.iter().map(|row| (outbox[row.number as usize - 1], row.lane_seq)).collect();
+        let claims = follow(connection, now, begun).await?;
+        let claim = |(owed, lane_seq, after): (&Owed, Option<i64>, Option<i64>)| {
+            let submission = taken[owed.message];
+            Claim {
+                message: submission.message.clone(),
+                accepted_at: owed.accepted_at,
+                target: submission.deliveries[owed.delivery].clone(),
+                attempt: 1,
+                lane_seq: lane_seq.map(lane),
+                after: after.map(lane),
+                claimed_until,
+            }
+        };
+        Ok(claims.into_iter().map(claim).collect())
     }
 
     /// Records what could not begin; `at` is when it was accepted.
@@ -486,4 +527,49 @@ impl Rows {
         .await
         .map(drop)
     }
+}
+
+/// Finds the last predecessor that has not ended for each of these, which were inserted in order. Their
+/// lanes are locked, so whatever came before in one is committed, and seen by a statement that begins now.
+async fn follow<'a>(
+    connection: &mut PgConnection,
+    now: Time,
+    begun: Vec<(&'a Owed, Option<i64>)>,
+) -> sqlx::Result<Vec<(&'a Owed, Option<i64>, Option<i64>)>> {
+    let mut last: HashMap<(&str, &str, AnonymityLevel), Option<i64>> = HashMap::new();
+    let mut firsts: Vec<(&Owed, i64)> = Vec::new();
+    for (owed, lane_seq) in &begun {
+        if let Some(seq) = lane_seq
+            && last.insert(owed.lane(), None).is_none()
+        {
+            firsts.push((owed, *seq));
+        }
+    }
+    if !firsts.is_empty() {
+        let before = sqlx::query_scalar!(
+            r#"
+            select (
+                select max(o.lane_seq) from outbox o
+                where o.sender = first.sender and o.recipient = first.recipient
+                  and o.level = first.level and o.lane_seq < first.lane_seq and o.expires_at > $5
+            )
+            from unnest($1::text[], $2::text[], $3::smallint[], $4::bigint[])
+                with ordinality as first (sender, recipient, level, lane_seq, number)
+            order by number
+            "#,
+            &firsts.iter().map(|(owed, _)| owed.sender.clone()).collect::<Vec<_>>(),
+            &firsts.iter().map(|(owed, _)| owed.recipient.clone()).collect::<Vec<_>>(),
+            &firsts.iter().map(|(owed, _)| words::level_number(owed.level)).collect::<Vec<_>>(),
+            &firsts.iter().map(|(_, seq)| *seq).collect::<Vec<_>>(),
+            now,
+        )
+        .fetch_all(connection)
+        .await?;
+        last.extend(firsts.iter().map(|(owed, _)| owed.lane()).zip(before));
+    }
+    let follows = |(owed, lane_seq): (&'a Owed, Option<i64>)| {
+        let after = lane_seq.and_then(|seq| last.insert(owed.lane(), Some(seq)).flatten());
+        (owed, lane_seq, after)
+    };
+    Ok(begun.into_iter().map(follows).collect())
 }

@@ -1,0 +1,331 @@
+//! What is accepted for a target in reach need not be looked for: the transaction that accepts it claims
+//! it as well, and hands it to the outbox. That saves a claim and opening the message again.
+//!
+//! So it is while a target is open: nothing else is due for it, and there is room for more. What is
+//! handed over counts as under way before it is claimed, so the bounds hold.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use fieldpost_delivery::{Claim, Submission};
+use fieldpost_envelope::{MessageId, PeerAddress};
+use tokio::sync::Notify;
+
+use super::{MAX_BYTES_FOR_TARGET, MAX_BYTES_UNDER_WAY, MAX_FOR_TARGET, MAX_UNDER_WAY};
+
+/// The most messages of which it is not known whether they were claimed; what else there is waits for
+/// its claim's end.
+const MAX_DOUBTED: usize = 8192;
+
+/// What is under way to each target, and which of them are open. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Openings {
+    shared: Arc<Shared>,
+    /// How long what is accepted is claimed.
+    lease: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    handed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    open: HashSet<String>,
+    by_target: HashMap<String, Burden>,
+    all: Burden,
+    handed: Vec<Claim>,
+    doubted: Vec<Name>,
+}
+
+/// Names a message.
+type Name = (PeerAddress, MessageId);
+
+/// How much is under way.
+#[derive(Clone, Copy, Debug, Default)]
+struct Burden {
+    deliveries: usize,
+    bytes: usize,
+}
+
+impl Burden {
+    fn is_full(self) -> bool {
+        self.deliveries >= MAX_FOR_TARGET || self.bytes >= MAX_BYTES_FOR_TARGET
+    }
+
+    fn is_halved(self) -> bool {
+        self.deliveries <= MAX_FOR_TARGET / 2 && self.bytes <= MAX_BYTES_FOR_TARGET / 2
+    }
+
+    fn add(&mut self, other: Self) {
+        self.deliveries += other.deliveries;
+        self.bytes += other.bytes;
+    }
+
+    fn take_off(&mut self, other: Self) {
+        self.deliveries = self.deliveries.saturating_sub(other.deliveries);
+        self.bytes = self.bytes.saturating_sub(other.bytes);
+    }
+}
+
+/// Room that was taken up for what is being accepted.
+#[derive(Debug, Default)]
+pub struct Reserved(BTreeMap<String, Burden>);
+
+impl Reserved {
+    /// The targets for which deliveries may be claimed.
+    pub fn targets(&self) -> Vec<String> {
+        self.0.keys().cloned().collect()
+    }
+}
+
+impl Openings {
+    /// Nothing is open.
+    pub fn new(lease: Duration) -> Self {
+        Self { shared: Arc::default(), lease }
+    }
+
+    /// How long what is accepted is to be claimed.
+    pub fn lease(&self) -> Duration {
+        self.lease
+    }
+
+    /// Takes up room for what of these may leave at once.
+    pub fn reserve(&self, submissions: &[Submission]) -> Reserved {
+        let mut state = self.state();
+        if state.open.is_empty() {
+            return Reserved::default();
+        }
+        let mut wanted: BTreeMap<String, Burden> = BTreeMap::new();
+        for submission in submissions {
+            let bytes = submission.message.content.bytes.len();
+            for target in submission.deliveries.iter().filter_map(|one| one.reached_through()) {
+                if state.open.contains(&target) {
+                    wanted.entry(target).or_default().add(Burden { deliveries: 1, bytes });
+                }
+            }
+        }
+        // What is left out is due from now on, and later ones shall not overtake it.
+        wanted.retain(|target, _| {
+            let burden = state.by_target.get(target).copied().unwrap_or_default();
+            let has_room = !burden.is_full() && state.has_room();
+            has_room || !state.open.remove(target)
+        });
+        for (target, burden) in &wanted {
+            state.add(target, *burden);
+        }
+        Reserved(wanted)
+    }
+
+    /// Hands over what was claimed; what else was reserved is free again.
+    pub fn hand(&self, reserved: Reserved, claims: Vec<Claim>) {
+        if reserved.0.is_empty() {
+            return;
+        }
+        let mut left = reserved.0;
+        for claim in &claims {
+            let burden = left.entry(claim.target.reached_through().unwrap_or_default());
+            burden.or_default().take_off(Burden { deliveries: 1, bytes: bytes(claim) });
+        }
+        let mut state = self.state();
+        for (target, burden) in left {
+            state.take_off(&target, burden);
+        }
+        if !claims.is_empty() {
+            state.handed.extend(claims);
+            self.shared.handed.notify_one();
+        }
+    }
+
+    /// Frees what was reserved for these: they were not accepted, or it is not known whether they were.
+    pub fn doubt(&self, reserved: Reserved, submissions: &[Submission]) {
+        if reserved.0.is_empty() {
+            return;
+        }
+        let mut state = self.state();
+        for (target, burden) in reserved.0 {
+            state.take_off(&target, burden);
+        }
+        let room = MAX_DOUBTED.saturating_sub(state.doubted.len());
+        let names = submissions.iter().map(|one| (one.message.sender.clone(), one.message.id));
+        state.doubted.extend(names.take(room));
+    }
+
+    /// For these targets nothing more is due.
+    pub(super) fn open(&self, targets: impl IntoIterator<Item = String>) {
+        self.state().open = targets.into_iter().collect();
+    }
+
+    /// What is accepted waits for the next look.
+    pub(super) fn close(&self) {
+        self.state().open.clear();
+    }
+
+    /// Waits until something was handed over.
+    pub(super) async fn handed(&self) {
+        self.shared.handed.notified().await;
+    }
+
+    /// What was handed over since the last call; it is counted already.
+    pub(super) fn take_handed(&self) -> Vec<Claim> {
+        mem::take(&mut self.state().handed)
+    }
+
+    pub(super) fn take_doubted(&self) -> Vec<Name> {
+        mem::take(&mut self.state().doubted)
+    }
+
+    /// How many deliveries are under way.
+    pub(super) fn under_way(&self) -> usize {
+        self.state().all.deliveries
+    }
+
+    /// Whether there is room for anything at all.
+    pub(super) fn has_room(&self) -> bool {
+        self.state().has_room()
+    }
+
+    /// Whether as much is under way to a target as may be.
+    pub(super) fn is_full(&self, target: &str) -> bool {
+        self.state().by_target.get(target).is_some_and(|burden| burden.is_full())
+    }
+
+    /// One more is under way.
+    pub(super) fn begin(&self, target: &str, bytes: usize) {
+        self.state().add(target, Burden { deliveries: 1, bytes });
+    }
+
+    /// One is no more; returns whether its target has room for many again.
+    pub(super) fn end(&self, target: &str, bytes: usize) -> bool {
+        self.state().take_off(target, Burden { deliveries: 1, bytes })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn has_room(&self) -> bool {
+        self.all.deliveries < MAX_UNDER_WAY && self.all.bytes < MAX_BYTES_UNDER_WAY
+    }
+
+    fn add(&mut self, target: &str, burden: Burden) {
+        self.all.add(burden);
+        match self.by_target.get_mut(target) {
+            Some(known) => known.add(burden),
+            None => drop(self.by_target.insert(target.to_owned(), burden)),
+        }
+    }
+
+    fn take_off(&mut self, target: &str, burden: Burden) -> bool {
+        self.all.take_off(burden);
+        let Some(known) = self.by_target.get_mut(target) else { return false };
+        known.take_off(burden);
+        let is_halved = known.is_halved();
+        if known.deliveries == 0 {
+            self.by_target.remove(target);
+        }
+        is_halved
+    }
+}
+
+fn bytes(claim: &Claim) -> usize {
+    claim.message.content.bytes.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use fieldpost_delivery::{Content, Message, Target, Time, Wishes};
+    use fieldpost_envelope::{AnonymityLevel, GatewayId, Priority};
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn what_is_accepted_for_an_open_target_is_handed_over() {
+        let openings = Openings::new(Duration::from_secs(30));
+        assert!(openings.reserve(&[to(1)]).targets().is_empty(), "nothing is open at first");
+        openings.open([name(1)]);
+        let reserved = openings.reserve(&[to(1), to(1), to(2)]);
+        assert_eq!(reserved.targets(), [name(1)]);
+        assert_eq!(openings.under_way(), 2);
+        // One of them had been accepted before.
+        openings.hand(reserved, vec![claim(&to(1))]);
+        assert_eq!((openings.take_handed().len(), openings.under_way()), (1, 1));
+        openings.end(&name(1), 1);
+        assert_eq!(openings.under_way(), 0);
+    }
+
+    #[test]
+    fn nothing_overtakes_what_found_no_room() {
+        let openings = Openings::new(Duration::from_secs(30));
+        openings.open([name(1), name(2)]);
+        for _ in 0..MAX_FOR_TARGET {
+            openings.begin(&name(1), 1);
+        }
+        assert_eq!(openings.reserve(&[to(1), to(2)]).targets(), [name(2)]);
+        openings.end(&name(1), 1);
+        assert!(openings.reserve(&[to(1)]).targets().is_empty(), "until the outbox has looked");
+        openings.open([name(1)]);
+        assert_eq!(openings.reserve(&[to(1)]).targets(), [name(1)]);
+    }
+
+    #[test]
+    fn what_may_have_been_accepted_is_looked_for_and_holds_no_room() {
+        let openings = Openings::new(Duration::from_secs(30));
+        openings.open([name(1)]);
+        let submission = to(1);
+        let reserved = openings.reserve(std::slice::from_ref(&submission));
+        openings.doubt(reserved, std::slice::from_ref(&submission));
+        assert_eq!(openings.under_way(), 0);
+        let Message { sender, id, .. } = submission.message;
+        assert_eq!(openings.take_doubted(), [(sender, id)]);
+    }
+
+    fn gateway(number: u8) -> GatewayId {
+        GatewayId::from_bytes([number; 32])
+    }
+
+    fn name(number: u8) -> String {
+        gateway(number).to_string()
+    }
+
+    fn to(number: u8) -> Submission {
+        let recipient = PeerAddress::remote("bob".parse().unwrap(), gateway(number));
+        let message = Message {
+            id: MessageId(Uuid::from_u128(number.into())),
+            sender: PeerAddress::local("alice".parse().unwrap()),
+            to: recipient.clone().into(),
+            content: Content { bytes: vec![1], ..Content::default() },
+            expires_at: Time::UNIX_EPOCH,
+            priority: Priority::Normal,
+            min_anonymity: AnonymityLevel::NONE,
+            wishes: Wishes::default(),
+        };
+        Submission {
+            message,
+            fingerprint: [number; 32],
+            deliveries: vec![Target::Remote(recipient)],
+            failures: Vec::new(),
+        }
+    }
+
+    fn claim(submission: &Submission) -> Claim {
+        Claim {
+            message: submission.message.clone(),
+            accepted_at: Time::UNIX_EPOCH,
+            target: submission.deliveries[0].clone(),
+            attempt: 1,
+            lane_seq: None,
+            after: None,
+            claimed_until: Time::UNIX_EPOCH,
+        }
+    }
+}
