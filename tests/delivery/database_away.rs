@@ -3,15 +3,22 @@
 //!
 //! It is away for 5 s, with `FIELDPOST_PROVE=1` for 30 s.
 
-use std::{env, time::Duration};
+use std::{collections::HashSet, env, time::Duration};
 
+use fieldpost_transport::{MemoryNetwork, MemoryOptions};
 use harness::{
-    Gateway, Options, Postgres,
+    Client, Gateway, Options, Postgres,
     client::Draft,
+    federation::Node,
     load::{Load, Shape},
     seed,
 };
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+use uuid::Uuid;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const PEERS: usize = 12;
@@ -66,6 +73,57 @@ async fn a_gateway_starts_without_its_database_and_says_why() {
     let sent = alice.send(&Draft::text("alice", "to myself")).await.expect("it is taken");
     let page = alice.poll(None, 0).await.expect("the inbox is shown");
     assert_eq!(page.messages[0].message_id, sent.message_id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_on_its_way_as_the_database_died_goes_on_once_it_is_back() {
+    let network = MemoryNetwork::new(1);
+    let joined = [(&network, MemoryOptions::default())];
+    let mut postgres = Postgres::start().await;
+    // What only the end of a claim would make due again would never arrive here.
+    let options = ["--failover-timeout=10m"];
+    let near = Node::start(postgres.create_database("near"), &joined, &options).await;
+    let far = Node::start(Postgres::fresh_database().await, &joined, &options).await;
+    let bob = far.register("bob").await;
+    let ((enough, is_enough), mut senders) = (watch::channel(false), JoinSet::new());
+    for number in 0..PEERS {
+        let alice = near.register(&format!("alice-{number}")).await;
+        let (to, is_enough) = (far.address("bob"), is_enough.clone());
+        senders.spawn(async move { send_until(&alice, &to, &is_enough).await });
+    }
+    for _ in 0..3 {
+        sleep(Duration::from_millis(400)).await;
+        postgres.kill().await;
+        sleep(Duration::from_millis(300)).await;
+        postgres.resume().await;
+    }
+    sleep(Duration::from_millis(400)).await;
+    enough.send(true).expect("they listen");
+    let sent: HashSet<Uuid> = senders.join_all().await.into_iter().flatten().collect();
+    let (mut arrived, mut after) = (HashSet::new(), None);
+    let deadline = Instant::now() + PATIENCE;
+    while !sent.is_subset(&arrived) {
+        let missing = sent.difference(&arrived).count();
+        assert!(Instant::now() < deadline, "{missing} of {} never arrive", sent.len());
+        let page = bob.poll(after.as_deref(), 1).await.expect("the inbox is shown");
+        arrived.extend(page.messages.iter().map(|message| message.message_id));
+        after = Some(page.next);
+    }
+}
+
+/// Sends one message after the other, each until it is accepted.
+async fn send_until(client: &Client, to: &str, is_enough: &watch::Receiver<bool>) -> Vec<Uuid> {
+    let mut accepted = Vec::new();
+    while !*is_enough.borrow() {
+        let draft = Draft::text(to, "still there?");
+        let deadline = Instant::now() + PATIENCE;
+        while client.send(&draft).await.is_err() {
+            assert!(Instant::now() < deadline, "a message is never accepted");
+            sleep(Duration::from_millis(50)).await;
+        }
+        accepted.push(draft.message_id.expect("a draft has an id"));
+    }
+    accepted
 }
 
 fn outage() -> Duration {

@@ -66,8 +66,11 @@ async fn deliver(outbox: &Outbox, mut claim: Claim) -> Option<Time> {
     let mut waiting = outbox.awaited.wait_for(digest);
     if let Some(first) = plan.places.first() {
         let store = &outbox.gateway.store;
-        if let Err(error) = store.envelope_leaves(&claim, &digest, &first.transport).await {
-            return not_begun(&claim, &error);
+        let noted = patiently(&outbox.gateway, &claim, || {
+            store.envelope_leaves(&claim, &digest, &first.transport)
+        });
+        if noted.await.is_none() {
+            return Some(claim.claimed_until);
         }
     }
     if let Target::Remote(address) = &claim.target
@@ -347,7 +350,7 @@ async fn record_delivered(
     true
 }
 
-/// Records with as much patience as the claim has: what is not recorded is done again.
+/// Writes down with as much patience as the claim has: what is not is done again.
 async fn patiently<T, F>(gateway: &Gateway, claim: &Claim, record: impl Fn() -> F) -> Option<T>
 where
     F: Future<Output = sqlx::Result<T>>,
@@ -359,7 +362,7 @@ where
         };
         let left = claim.claimed_until - gateway.clock.now();
         if left < TimeDelta::from_std(RECORD_PAUSE).unwrap_or_default() {
-            tracing::warn!(%error, "what came of an attempt was not recorded; it is made again");
+            tracing::warn!(%error, "an attempt was not recorded while its claim held; it is made again");
             return None;
         }
         sleep(RECORD_PAUSE).await;
