@@ -37,8 +37,11 @@ async fn the_postgres_store_keeps_its_word() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_comes_back_into_reach_of_the_postgres_store_leaves_in_turns() {
     let clock = Clock::default();
-    let store = fresh_store(&clock).await;
-    suite::leaves_in_turns(&store, clock.now()).await.expect("turns are kept");
+    // The second takes several slices.
+    for many in [40, 5000] {
+        let store = fresh_store(&clock).await;
+        suite::leaves_in_turns(&store, clock.now(), many).await.expect("turns are kept");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

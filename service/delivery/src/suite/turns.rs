@@ -9,21 +9,22 @@ use uuid::Uuid;
 use super::{gateways, peer};
 use crate::{Content, Message, Next, Store, Submission, Target, Time, Wishes};
 
-/// Puts a fresh store with [`peers`](super::peers) through one story: alice has sent much to a
-/// gateway that is out of reach, bob one message, and then it is reached.
+/// Puts a fresh store with [`peers`](super::peers) through one story: alice has sent `many` messages to
+/// a gateway that is out of reach, bob one, and then it is reached.
 ///
 /// # Errors
 ///
 /// Says what left instead of bob's message, or what of the store failed.
-pub async fn leaves_in_turns<S: Store>(store: &S, now: Time) -> Result<(), String> {
-    let alices: Vec<_> = (0..MANY).map(|number| message("alice", number, now)).collect();
-    let bobs = message("bob", MANY, now);
-    for message in alices.iter().chain([&bobs]) {
-        store.accept(now, std::slice::from_ref(message)).await.map_err(failed)?;
+pub async fn leaves_in_turns<S: Store>(store: &S, now: Time, many: usize) -> Result<(), String> {
+    let alices: Vec<_> = (0..many).map(|number| message("alice", number, now)).collect();
+    let bobs = message("bob", many, now);
+    for batch in alices.chunks(BATCH).chain([std::slice::from_ref(&bobs)]) {
+        store.accept(now, batch).await.map_err(failed)?;
     }
     let (gateway, lease) = ([gateways()[0].to_string()], Duration::from_secs(30));
     let now = now + TimeDelta::milliseconds(100);
-    for claim in store.claim_due(now, lease, &gateway, MANY / 2).await.map_err(failed)? {
+    // Half of it is tried meanwhile; the rest is due all the while.
+    for claim in store.claim_due(now, lease, &gateway, many / 2).await.map_err(failed)? {
         let next = Next::Wait { reason: "out of reach".into(), until: None };
         store.record(now, &claim, &[], &next).await.map_err(failed)?;
     }
@@ -59,5 +60,5 @@ fn failed(error: impl Debug) -> String {
     format!("the store failed: {error:?}")
 }
 
-/// Twice as many as are tried while the gateway is out of reach: the rest is due all the while.
-const MANY: usize = 40;
+/// Messages that are accepted together.
+const BATCH: usize = 256;
