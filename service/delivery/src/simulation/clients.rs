@@ -8,12 +8,13 @@ use uuid::Uuid;
 
 use super::{
     Fault, Happening, Shape, World,
+    gateway::{Node, rules},
     judge::{End, Sent},
     network::TRANSPORTS,
 };
 use crate::{
-    Accepted, Cancelled, Confirm, Content, Message, Store, Submission, Target, Wishes, later,
-    suite::ready,
+    Accepted, AcceptedBatch, AtOnce, Cancelled, Confirm, Content, Message, Store, Submission,
+    Target, Wishes, later, suite::ready,
 };
 
 /// Somebody who writes to somebody, both by gateway and name.
@@ -106,11 +107,17 @@ impl World {
         let submission =
             Submission { message, fingerprint: [1; 32], deliveries, failures: Vec::new() };
         let forgets = self.fault == Fault::ForgetsWhatItAccepted && self.is_unlucky(5);
+        let mut claimed = Vec::new();
         if !forgets {
-            let store = &self.nodes[node].store;
-            let accepted = ready(store.accept(local, std::slice::from_ref(&submission)));
-            let Ok(accepted) = accepted;
-            assert!(matches!(accepted[..], [Accepted::New { .. }]), "{accepted:?}");
+            let Node { store, reachable, .. } = &self.nodes[node];
+            // Every other one waits for the next look, as where more is due.
+            let reachable = if self.tally.accepted % 2 == 0 { &reachable[..] } else { &[] };
+            let at_once = AtOnce { present: &[], reachable, lease: rules().lease() };
+            let batch = std::slice::from_ref(&submission);
+            let Ok(accepted) = ready(store.accept_and_begin(local, batch, at_once));
+            let AcceptedBatch { answers, claimed: begun, .. } = accepted;
+            assert!(matches!(answers[..], [Accepted::New { .. }]), "{answers:?}");
+            claimed = begun;
         }
         self.log.sent(sent);
         self.tally.accepted += 1;
@@ -119,6 +126,12 @@ impl World {
             if reader == node {
                 self.read_soon(node, peer);
             }
+        }
+        for claim in claimed {
+            if !self.step(node) {
+                return;
+            }
+            self.set_out(node, claim);
         }
         if !self.step(node) {
             return;

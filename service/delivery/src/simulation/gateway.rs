@@ -34,7 +34,7 @@ pub(super) struct Node {
     learned: Learned,
     /// By transport, who is in reach as far as the store was told.
     told: [BTreeSet<usize>; TRANSPORTS.len()],
-    reachable: Vec<String>,
+    pub(super) reachable: Vec<String>,
     next_look: Option<Time>,
     reconsider_at: Time,
     /// Whose clients are about to look.
@@ -274,7 +274,7 @@ impl World {
         }
     }
 
-    fn set_out(&mut self, number: usize, claim: Claim) {
+    pub(super) fn set_out(&mut self, number: usize, claim: Claim) {
         let Target::Remote(address) = &claim.target else { panic!("others need no claim") };
         let to = address.gateway.and_then(|home| self.node_of(home)).expect("one of this world");
         let message = (number, &claim.message.sender, claim.message.id.0);
@@ -636,7 +636,7 @@ impl World {
     }
 }
 
-fn rules() -> Rules {
+pub(super) fn rules() -> Rules {
     Rules::default()
 }
 
