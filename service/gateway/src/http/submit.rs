@@ -21,6 +21,7 @@ use crate::{
     http::{
         addressing::{self, Found},
         error::ApiError,
+        submit::carriage::Place,
     },
     store::{
         FanOut, GroupTraffic,
@@ -450,7 +451,7 @@ async fn resolve_peer(
             Found::Nowhere { is_claimed } => return Err(addressing::unknown(name, is_claimed)),
         }
     };
-    carriage::check(gateway, draft, &address)?;
+    carriage::check(gateway, draft, address.gateway.map_or(Place::Phone, Place::Gateway))?;
     Ok(Target::Remote(address))
 }
 
@@ -538,7 +539,7 @@ async fn resolve_remote_group(
         },
     }
     // The way to a group is the way to any peer of its home.
-    carriage::check(gateway, draft, &PeerAddress::remote(sender.clone(), group.home))?;
+    carriage::check(gateway, draft, Place::Gateway(group.home))?;
     Ok(vec![Target::Group { id: group.id, home: group.home }])
 }
 

@@ -1,6 +1,6 @@
 //! Whether a message can ever leave, and if not, what would have to be otherwise.
 
-use fieldpost_envelope::PeerAddress;
+use fieldpost_envelope::GatewayId;
 
 use crate::{
     Gateway,
@@ -15,13 +15,20 @@ struct Way {
     max_bytes: usize,
 }
 
-/// Whether some transport may carry it some day; the router finds out when.
+/// Whether some transport may carry it some day to `place`, a gateway or a phone; the router finds out
+/// when.
 ///
 /// # Errors
 ///
 /// 422 with what those that the message may use lack.
-pub(super) fn check(gateway: &Gateway, draft: &Draft, to: &PeerAddress) -> Result<(), ApiError> {
+pub(super) fn check(gateway: &Gateway, draft: &Draft, place: Place) -> Result<(), ApiError> {
     let required = draft.wishes.required.as_deref();
+    let refusal = |why: String| Err(ApiError::invalid("body.to", format!("to: {why}")));
+    if required.is_some_and(|name| !gateway.mixnet.allows(name))
+        && let Some(reason) = gateway.mixnet.reason()
+    {
+        return refusal(format!("the mixnet does not run: {reason}"));
+    }
     let may_use = |name: &str| {
         required.is_none_or(|required| required == name) && gateway.mixnet.allows(name)
     };
@@ -36,24 +43,44 @@ pub(super) fn check(gateway: &Gateway, draft: &Draft, to: &PeerAddress) -> Resul
             max_bytes: can.max_message_size,
         })
         .collect();
-    why_not(ways, draft.content.bytes.len(), draft.min_anonymity.get(), to)
-        .map_or(Ok(()), |why| Err(ApiError::invalid("body.to", format!("to: {why}"))))
+    let bytes = draft.content.bytes.len();
+    match why_not(ways, bytes, draft.min_anonymity.get(), place, required.is_some()) {
+        Some(why) => refusal(why),
+        None => Ok(()),
+    }
+}
+
+/// Where a message goes that leaves this gateway.
+#[derive(Clone, Copy)]
+pub(super) enum Place {
+    Gateway(GatewayId),
+    Phone,
 }
 
 /// Why none of `ways` can ever carry so much at that level; `None` if one can.
-fn why_not(mut ways: Vec<Way>, bytes: usize, level: u8, to: &PeerAddress) -> Option<String> {
+fn why_not(
+    mut ways: Vec<Way>,
+    bytes: usize,
+    level: u8,
+    place: Place,
+    is_required: bool,
+) -> Option<String> {
+    let to = match place {
+        Place::Gateway(id) => format!("gateway {id}"),
+        Place::Phone => "a phone".to_owned(),
+    };
+    let remedy = |transports: &str| match is_required {
+        true => "leave transport_required out".to_owned(),
+        false => format!("start this gateway with {transports} in --transports"),
+    };
     if ways.is_empty() {
-        return Some(format!(
-            "no transport that the message may use leads to {to}: start the gateway with one in \
-             --transports"
-        ));
+        let remedy = remedy("one");
+        return Some(format!("no transport that the message may use leads to {to}: {remedy}"));
     }
     let all = names(&ways);
-    ways.retain(|way| to.gateway.is_some() || way.reaches_phones);
+    ways.retain(|way| matches!(place, Place::Gateway(_)) || way.reaches_phones);
     if ways.is_empty() {
-        return Some(format!(
-            "{all} cannot reach the phone {to}: start the gateway with ble in --transports"
-        ));
+        return Some(format!("{all} cannot reach {to}: {}", remedy("ble")));
     }
     let (all, most) = (names(&ways), ways.iter().map(|way| way.level).max());
     ways.retain(|way| way.level >= level);
@@ -76,29 +103,29 @@ fn names(ways: &[Way]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use fieldpost_envelope::GatewayId;
-
     use super::*;
 
     #[test]
     fn what_one_of_them_can_carry_is_not_refused() {
-        for (bytes, level, to) in [(1000, 0, elsewhere()), (100, 1, elsewhere()), (100, 0, phone())]
+        for (bytes, level, place) in [(1000, 0, there()), (100, 1, there()), (100, 0, Place::Phone)]
         {
-            assert_eq!(why_not(vec![ble(), mesh()], bytes, level, &to), None);
+            assert_eq!(why_not(vec![ble(), mesh()], bytes, level, place, false), None);
         }
     }
 
     #[test]
     fn a_refusal_says_what_would_have_to_be_otherwise() {
-        for (ways, bytes, level, to, expected) in [
-            (vec![], 1, 0, elsewhere(), "with one in --transports"),
-            (vec![mesh()], 1, 0, phone(), "with ble in --transports"),
-            (vec![ble(), mesh()], 1, 3, elsewhere(), "ble and mesh can never give more than 1"),
+        for (ways, bytes, level, place, is_required, expected) in [
+            (vec![], 1, 0, there(), false, "with one in --transports"),
+            (vec![], 1, 0, there(), true, "leave transport_required out"),
+            (vec![mesh()], 1, 0, Place::Phone, false, "with ble in --transports"),
+            (vec![mesh()], 1, 0, Place::Phone, true, "leave transport_required out"),
+            (vec![ble(), mesh()], 1, 3, there(), false, "ble and mesh can never give more than 1"),
             // Only one of them is good enough, and that takes less.
-            (vec![ble(), mesh()], 101, 1, elsewhere(), "ble can never carry more than 100 B"),
-            (vec![ble(), mesh()], 1001, 0, elsewhere(), "mesh can never carry more than 1000 B"),
+            (vec![ble(), mesh()], 101, 1, there(), false, "ble can never carry more than 100 B"),
+            (vec![ble(), mesh()], 1001, 0, there(), false, "mesh can never carry more than 1000 B"),
         ] {
-            let why = why_not(ways, bytes, level, &to).unwrap_or_default();
+            let why = why_not(ways, bytes, level, place, is_required).unwrap_or_default();
             assert!(why.contains(expected), "{why}");
         }
     }
@@ -111,11 +138,7 @@ mod tests {
         Way { name: "mesh", reaches_phones: false, level: 0, max_bytes: 1000 }
     }
 
-    fn elsewhere() -> PeerAddress {
-        PeerAddress::remote("bob".parse().unwrap(), GatewayId::from_bytes([7; 32]))
-    }
-
-    fn phone() -> PeerAddress {
-        PeerAddress::local("0123456789abcdef".parse().unwrap())
+    fn there() -> Place {
+        Place::Gateway(GatewayId::from_bytes([7; 32]))
     }
 }
