@@ -21,7 +21,12 @@ async fn the_postgres_store_keeps_its_word() {
     for seed in first..first + runs {
         let store = fresh_store(&clock).await;
         match suite::run(&store, seed, steps, clock.now()).await {
-            Ok(summary) => assert!(summary.counts["shown"] > 0, "seed {seed} showed nothing"),
+            Ok(summary) => {
+                for what in ["shown", "shown at once", "claimed", "claimed at once"] {
+                    let count = summary.counts.get(what).copied().unwrap_or_default();
+                    assert!(count > 0, "seed {seed}: nothing was {what}");
+                }
+            }
             Err(violation) => violations.push(violation),
         }
     }

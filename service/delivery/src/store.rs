@@ -193,7 +193,7 @@ pub struct AcceptedBatch {
     pub answers: Vec<Accepted>,
     /// What was shown at once, and to whom; each recipient's in order.
     pub shown: Vec<(PeerId, InboxEntry)>,
-    /// What was claimed at once, in the order of the batch.
+    /// What was claimed at once.
     pub claimed: Vec<Claim>,
 }
 
@@ -204,10 +204,17 @@ pub struct AtOnce<'a> {
     /// waits unshown nothing is, as it has to come first.
     pub present: &'a [PeerId],
     /// What is new and leads through one of these is claimed, as [`Store::claim_due`] would; but
-    /// nothing for phones, of which each has its turn.
+    /// nothing for phones, which get one of a lane at a time.
     pub reachable: &'a [String],
     /// For how long.
     pub lease: Duration,
+}
+
+impl AtOnce<'_> {
+    /// Until when what is accepted `now` is claimed.
+    pub fn claimed_until(&self, now: Time) -> Time {
+        crate::later(now, self.lease)
+    }
 }
 
 /// One message in a recipient's inbox.

@@ -277,12 +277,21 @@ impl Writer {
         let reachable = reserved.targets();
         let lease = self.openings.lease();
         let at_once = AtOnce { present: &present, reachable: &reachable, lease };
-        let accepted = self.store.accept_and_begin(self.clock.now(), submissions, at_once).await;
+        let now = self.clock.now();
+        let accepted = self.store.accept_and_begin(now, submissions, at_once).await;
         let AcceptedBatch { answers, shown, claimed } = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                self.subscribers.doubt(&present, self.clock.instant() + IN_DOUBT);
-                self.openings.doubt(reserved, submissions);
+                let until = self.clock.instant() + IN_DOUBT;
+                self.subscribers.doubt(&present, until);
+                match failure(&error) {
+                    AcceptError::InDoubt => {
+                        let claimed_until = at_once.claimed_until(now);
+                        self.openings.doubt(reserved, submissions, claimed_until, until);
+                        self.wake_outbox.notify_one();
+                    }
+                    _ => self.openings.free(reserved),
+                }
                 return Err(error);
             }
         };

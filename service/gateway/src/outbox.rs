@@ -30,8 +30,8 @@ use std::{
 
 use chrono::TimeDelta;
 use fieldpost_delivery::{Backoff, Claim, Next, Rules, Store as _, Time, Warm};
-use fieldpost_envelope::{AnonymityLevel, GatewayId, MessageId, PeerAddress};
-use futures_util::future::select_all;
+use fieldpost_envelope::{AnonymityLevel, GatewayId};
+use futures_util::future::{join_all, select_all};
 use rand::{
     RngExt, SeedableRng,
     rngs::{StdRng, SysRng},
@@ -46,7 +46,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::{
     awaited::{Awaited, Heard},
     errands::{Errand, Errands},
-    openings::{Openings, Reserved},
+    openings::{Doubted, Openings, Reserved},
     receipts::settle,
     routes::{Learned, Preview, preview},
 };
@@ -84,6 +84,10 @@ const MAX_RECEIPTS: usize = 1024;
 const RECEIPTS_EVERY: TimeDelta = TimeDelta::milliseconds(20);
 /// The same otherwise: mostly they leave without.
 const NO_RECEIPTS_EVERY: TimeDelta = TimeDelta::milliseconds(100);
+/// How long after something was handed over a look comes at the latest.
+const LATEST_LOOK: Duration = Duration::from_millis(250);
+/// How often it is asked whether commits that nobody heard the end of made claims.
+const ASK_DOUBTED_EVERY: Duration = Duration::from_secs(1);
 /// How often what is out of reach is laid aside at most.
 const STRAND_EVERY: TimeDelta = TimeDelta::milliseconds(250);
 /// How long this replica's word on what it reaches holds.
@@ -208,8 +212,6 @@ struct Driver {
     under_way: HashSet<Key>,
     /// Claims of what is under way already, until that ends.
     second_claims: HashMap<Key, Claim>,
-    /// Messages that were perhaps claimed as they were accepted.
-    doubted: Vec<(PeerAddress, MessageId)>,
     /// What has come into reach and is being made due.
     waking: Waking,
     strand_at: Time,
@@ -270,7 +272,6 @@ impl Driver {
             receipts: JoinSet::new(),
             under_way: HashSet::new(),
             second_claims: HashMap::new(),
-            doubted: Vec::new(),
             waking: Waking::default(),
             strand_at: Time::UNIX_EPOCH,
             receipts_at: Time::UNIX_EPOCH,
@@ -303,6 +304,8 @@ impl Driver {
         if !returned.is_empty() {
             self.waking.add(now, &returned);
         }
+        let reachable = self.reachable();
+        self.waking.retain(&reachable);
         if !self.waking.is_over() {
             self.outbox.gateway.store.wake_some(&mut self.waking).await?;
         }
@@ -313,7 +316,6 @@ impl Driver {
         }
         self.reconsider(now).await?;
         self.settle_doubts(now).await?;
-        let reachable = self.reachable();
         self.has_claimed = self.claim_deliveries(now, &reachable).await?;
         if now >= self.receipts_at {
             let has_found = self.claim_receipts(now, &reachable).await?;
@@ -329,7 +331,13 @@ impl Driver {
         let due = self.outbox.gateway.store.next_due_elsewhere(&reachable).await?;
         let least = if self.is_crowded { CROWDED_PAUSE } else { LEAST_PAUSE };
         let until = |at: Time| (at - self.outbox.gateway.clock.now()).to_std().unwrap_or_default();
-        let most = if strands { SWEEP } else { until(self.strand_at).clamp(least, SWEEP) };
+        let most = if self.openings().has_doubts() {
+            ASK_DOUBTED_EVERY
+        } else if strands {
+            SWEEP
+        } else {
+            until(self.strand_at).clamp(least, SWEEP)
+        };
         Ok(due.map_or(most, |due| until(due).clamp(least, most)))
     }
 
@@ -345,7 +353,14 @@ impl Driver {
             tokio::select! {
                 () = &mut pause => return,
                 () = outbox.gateway.wake_outbox.notified() => return,
-                () = outbox.gateway.openings.handed() => self.begin_handed(),
+                () = outbox.gateway.openings.handed() => {
+                    self.begin_handed();
+                    // What other replicas accepted is found by looks, which nothing else may ask for.
+                    let latest = Instant::now() + LATEST_LOOK;
+                    if latest < pause.deadline() {
+                        pause.as_mut().reset(latest);
+                    }
+                }
                 () = reach_changed(&mut self.reach) => return,
                 Ok(()) = self.connectivity.changed() => {
                     self.reconsider_at = Time::UNIX_EPOCH;
@@ -461,6 +476,7 @@ impl Driver {
     async fn claim_deliveries(&mut self, now: Time, reachable: &[String]) -> sqlx::Result<bool> {
         (self.has_backlog, self.is_crowded) = (false, false);
         let mut has_claimed = false;
+        self.openings().look();
         loop {
             let targets: Vec<String> =
                 reachable.iter().filter(|name| !self.openings().is_full(name)).cloned().collect();
@@ -486,10 +502,8 @@ impl Driver {
                 self.begin(claim, load);
             }
             if is_last {
-                match self.waking.is_over() {
-                    true => self.openings().open(targets),
-                    false => self.openings().close(),
-                }
+                let all_due = targets.into_iter().filter(|target| !self.waking.has(target));
+                self.openings().open(all_due);
                 return Ok(has_claimed);
             }
         }
@@ -505,18 +519,9 @@ impl Driver {
 
     /// Makes due what was perhaps claimed as it was accepted: the database went away in between.
     async fn settle_doubts(&mut self, now: Time) -> sqlx::Result<()> {
-        let doubted = self.openings().take_doubted();
+        let doubted = self.openings().doubted(self.outbox.gateway.clock.instant());
         if !doubted.is_empty() {
-            // The same request may have come again, and be under way.
-            let under_way: HashSet<(&str, &str)> =
-                self.under_way.iter().map(|(sender, id, _)| (&**sender, &**id)).collect();
-            self.doubted.extend(doubted.into_iter().filter(|(sender, id)| {
-                !under_way.contains(&(&*sender.to_string(), &*id.to_string()))
-            }));
-        }
-        if !self.doubted.is_empty() {
-            self.outbox.gateway.store.give_up_first_claims(now, &self.doubted).await?;
-            self.doubted.clear();
+            self.outbox.gateway.store.give_up_doubted(now, &doubted).await?;
         }
         Ok(())
     }
@@ -580,12 +585,19 @@ impl Driver {
     async fn finish(mut self) {
         // What is accepted from here on is another's to claim.
         self.openings().close();
-        for claim in self.openings().take_handed() {
-            give_up(&self.outbox, &claim).await;
-        }
+        let outbox = self.outbox.clone();
+        let give_up_handed = || {
+            let handed = outbox.gateway.openings.take_handed();
+            join_all(handed.into_iter().map(|claim| {
+                let outbox = outbox.clone();
+                async move { give_up(&outbox, &claim).await }
+            }))
+        };
         let ended = timeout(STOP_GRACE, async {
+            give_up_handed().await;
             while self.deliveries.join_next().await.is_some() {}
             while self.receipts.join_next().await.is_some() {}
+            give_up_handed().await;
         });
         if ended.await.is_err() {
             tracing::debug!("deliveries were under way; they are tried again at the next start");

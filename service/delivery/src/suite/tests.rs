@@ -41,6 +41,7 @@ fn the_memory_store_keeps_its_word() {
         "cancelled",
         "expired",
         "claimed",
+        "claimed at once",
         "forged",
         "duplicate",
         "came visible",

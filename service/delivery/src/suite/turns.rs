@@ -36,7 +36,28 @@ pub async fn leaves_in_turns<S: Store>(store: &S, now: Time, many: usize) -> Res
     // In which order they are told is nobody's business.
     left.sort();
     expected.sort();
-    if left == expected { Ok(()) } else { Err(format!("{left:?} left, not {expected:?}")) }
+    if left != expected {
+        return Err(format!("{left:?} left, not {expected:?}"));
+    }
+    // The others leave in order, and all of them.
+    let mut next = 2;
+    while next < many {
+        let claims = store.claim_due(now, lease, &gateway, 100).await.map_err(failed)?;
+        let mut left: Vec<_> = claims.iter().map(|claim| claim.message.id).collect();
+        left.sort();
+        let mut expected: Vec<_> =
+            alices[next..].iter().take(100).map(|one| one.message.id).collect();
+        expected.sort();
+        if left != expected {
+            return Err(format!(
+                "{} left after {next}, not the next {}",
+                left.len(),
+                expected.len()
+            ));
+        }
+        next += left.len();
+    }
+    Ok(())
 }
 
 fn message(sender: &str, number: usize, now: Time) -> Submission {

@@ -362,7 +362,7 @@ where
         };
         let left = claim.claimed_until - gateway.clock.now();
         if left < TimeDelta::from_std(RECORD_PAUSE).unwrap_or_default() {
-            tracing::warn!(%error, "an attempt was not recorded while its claim held; it is made again");
+            tracing::warn!(%error, "a delivery could not be written down while its claim held; it is tried again");
             return None;
         }
         sleep(RECORD_PAUSE).await;

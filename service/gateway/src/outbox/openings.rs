@@ -1,21 +1,23 @@
 //! What is accepted for a target in reach need not be looked for: the transaction that accepts it claims
 //! it as well, and hands it to the outbox. That saves a claim and opening the message again.
 //!
-//! So it is while a target is open: nothing else is due for it, and there is room for more. What is
-//! handed over counts as under way before it is claimed, so the bounds hold.
+//! So it is while a target is open: when the outbox last looked nothing else was due for it, and there is
+//! room for more. What is handed over counts as under way before it is claimed, and only what fits is, so
+//! the bounds hold.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use fieldpost_delivery::{Claim, Submission};
+use fieldpost_delivery::{Claim, Submission, Time};
 use fieldpost_envelope::{MessageId, PeerAddress};
 use tokio::sync::Notify;
 
 use super::{MAX_BYTES_FOR_TARGET, MAX_BYTES_UNDER_WAY, MAX_FOR_TARGET, MAX_UNDER_WAY};
+use crate::store::CLAIM_BYTES;
 
 /// The most messages of which it is not known whether they were claimed; what else there is waits for
 /// its claim's end.
@@ -38,14 +40,26 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     open: HashSet<String>,
+    /// For which something was left out since the outbox began to look.
+    left_out: HashSet<String>,
     by_target: HashMap<String, Burden>,
     all: Burden,
     handed: Vec<Claim>,
-    doubted: Vec<Name>,
+    doubted: Vec<Doubted>,
 }
 
-/// Names a message.
-type Name = (PeerAddress, MessageId);
+/// A message that was perhaps claimed as it was accepted.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Doubted {
+    /// Whose it is.
+    pub sender: PeerAddress,
+    /// Its id.
+    pub id: MessageId,
+    /// When the claim would end: no other claim of it ends then.
+    pub claimed_until: Time,
+    /// Until when its commit may still come.
+    pub until: Instant,
+}
 
 /// How much is under way.
 #[derive(Clone, Copy, Debug, Default)]
@@ -61,6 +75,10 @@ impl Burden {
 
     fn is_halved(self) -> bool {
         self.deliveries <= MAX_FOR_TARGET / 2 && self.bytes <= MAX_BYTES_FOR_TARGET / 2
+    }
+
+    fn fits(self, other: Self, deliveries: usize, bytes: usize) -> bool {
+        self.deliveries + other.deliveries <= deliveries && self.bytes + other.bytes <= bytes
     }
 
     fn add(&mut self, other: Self) {
@@ -111,15 +129,22 @@ impl Openings {
                 }
             }
         }
-        // What is left out is due from now on, and later ones shall not overtake it.
-        wanted.retain(|target, _| {
-            let burden = state.by_target.get(target).copied().unwrap_or_default();
-            let has_room = !burden.is_full() && state.has_room();
-            has_room || !state.open.remove(target)
+        let mut all = Burden::default();
+        wanted.retain(|target, burden| {
+            let known = state.by_target.get(target).copied().unwrap_or_default();
+            let fits = known.fits(*burden, MAX_FOR_TARGET, MAX_BYTES_FOR_TARGET)
+                && state.all.fits(*burden, MAX_UNDER_WAY, MAX_BYTES_UNDER_WAY)
+                && all.fits(*burden, MAX_UNDER_WAY, CLAIM_BYTES);
+            if fits {
+                all.add(*burden);
+                state.add(target, *burden);
+            } else {
+                // It is due from now on, and later ones shall not overtake it.
+                state.open.remove(target);
+                state.left_out.insert(target.clone());
+            }
+            fits
         });
-        for (target, burden) in &wanted {
-            state.add(target, *burden);
-        }
         Reserved(wanted)
     }
 
@@ -143,23 +168,48 @@ impl Openings {
         }
     }
 
-    /// Frees what was reserved for these: they were not accepted, or it is not known whether they were.
-    pub fn doubt(&self, reserved: Reserved, submissions: &[Submission]) {
-        if reserved.0.is_empty() {
-            return;
-        }
+    /// Frees what was reserved: nothing was accepted.
+    pub fn free(&self, reserved: Reserved) {
         let mut state = self.state();
         for (target, burden) in reserved.0 {
             state.take_off(&target, burden);
         }
-        let room = MAX_DOUBTED.saturating_sub(state.doubted.len());
-        let names = submissions.iter().map(|one| (one.message.sender.clone(), one.message.id));
-        state.doubted.extend(names.take(room));
     }
 
-    /// For these targets nothing more is due.
+    /// As [`free`](Self::free), where it is not known until `until` whether these were accepted, with
+    /// claims that end at `claimed_until`.
+    pub fn doubt(
+        &self,
+        reserved: Reserved,
+        submissions: &[Submission],
+        claimed_until: Time,
+        until: Instant,
+    ) {
+        if reserved.0.is_empty() {
+            return;
+        }
+        self.free(reserved);
+        let mut state = self.state();
+        let room = MAX_DOUBTED.saturating_sub(state.doubted.len());
+        let doubted = submissions.iter().map(|one| Doubted {
+            sender: one.message.sender.clone(),
+            id: one.message.id,
+            claimed_until,
+            until,
+        });
+        state.doubted.extend(doubted.take(room));
+    }
+
+    /// The outbox begins to look for what is due.
+    pub(super) fn look(&self) {
+        self.state().left_out.clear();
+    }
+
+    /// For these targets nothing more was due when the outbox looked.
     pub(super) fn open(&self, targets: impl IntoIterator<Item = String>) {
-        self.state().open = targets.into_iter().collect();
+        let mut state = self.state();
+        let is_open = |target: &String| !state.left_out.contains(target);
+        state.open = targets.into_iter().filter(is_open).collect();
     }
 
     /// What is accepted waits for the next look.
@@ -177,8 +227,17 @@ impl Openings {
         mem::take(&mut self.state().handed)
     }
 
-    pub(super) fn take_doubted(&self) -> Vec<Name> {
-        mem::take(&mut self.state().doubted)
+    /// What is doubted; those whose commit cannot come any more for the last time.
+    pub(super) fn doubted(&self, now: Instant) -> Vec<Doubted> {
+        let mut state = self.state();
+        let doubted = state.doubted.clone();
+        state.doubted.retain(|one| one.until > now);
+        doubted
+    }
+
+    /// Whether anything is.
+    pub(super) fn has_doubts(&self) -> bool {
+        !self.state().doubted.is_empty()
     }
 
     /// How many deliveries are under way.
@@ -278,15 +337,46 @@ mod tests {
     }
 
     #[test]
-    fn what_may_have_been_accepted_is_looked_for_and_holds_no_room() {
+    fn what_was_left_out_during_a_look_is_not_overtaken() {
+        let openings = Openings::new(Duration::from_secs(30));
+        openings.open([name(1)]);
+        openings.look();
+        for _ in 0..MAX_FOR_TARGET {
+            openings.begin(&name(1), 1);
+        }
+        openings.reserve(&[to(1)]);
+        openings.open([name(1)]);
+        openings.end(&name(1), 1);
+        assert!(openings.reserve(&[to(1)]).targets().is_empty());
+    }
+
+    #[test]
+    fn one_message_to_many_is_claimed_as_far_as_it_fits() {
+        let openings = Openings::new(Duration::from_secs(30));
+        openings.open([name(1), name(2)]);
+        let mut submission = to(1);
+        submission.deliveries = vec![submission.deliveries[0].clone(); MAX_FOR_TARGET + 1];
+        assert_eq!(openings.reserve(&[submission, to(2)]).targets(), [name(2)]);
+        let mut submission = to(1);
+        submission.deliveries = vec![submission.deliveries[0].clone(); 3];
+        submission.message.content.bytes = vec![0; CLAIM_BYTES / 2];
+        openings.open([name(1), name(2)]);
+        assert!(openings.reserve(&[submission]).targets().is_empty());
+    }
+
+    #[test]
+    fn what_may_have_been_accepted_is_asked_for_until_its_commit_cannot_come() {
         let openings = Openings::new(Duration::from_secs(30));
         openings.open([name(1)]);
         let submission = to(1);
         let reserved = openings.reserve(std::slice::from_ref(&submission));
-        openings.doubt(reserved, std::slice::from_ref(&submission));
-        assert_eq!(openings.under_way(), 0);
-        let Message { sender, id, .. } = submission.message;
-        assert_eq!(openings.take_doubted(), [(sender, id)]);
+        let now = Instant::now();
+        let until = now + Duration::from_secs(1);
+        openings.doubt(reserved, std::slice::from_ref(&submission), Time::UNIX_EPOCH, until);
+        assert_eq!(openings.under_way(), 0, "it holds no room");
+        assert_eq!(openings.doubted(now).len(), 1);
+        assert_eq!(openings.doubted(until).len(), 1, "once more when it is over");
+        assert!(!openings.has_doubts());
     }
 
     fn gateway(number: u8) -> GatewayId {

@@ -1,51 +1,72 @@
 //! Deliveries owed elsewhere: claims, attempts, receipts in and out, and what can be reached.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use chrono::TimeDelta;
 use fieldpost_delivery::{Claim, ReceiptOut, Time};
-use fieldpost_envelope::{LaneSeq, MessageId, PeerAddress};
+use fieldpost_envelope::LaneSeq;
 use uuid::Uuid;
 
-use crate::store::{
-    Store,
-    messages::{Sealed, target},
-    words,
+use crate::{
+    outbox::Doubted,
+    store::{
+        Store,
+        messages::{Sealed, target},
+        words,
+    },
 };
 
 /// Deliveries are claimed up to the one that takes their content together over so many bytes.
 pub const CLAIM_BYTES: usize = 8 << 20;
 
-/// As much is made due at once when its recipient comes into reach. Nothing of it can leave before.
-const WOKEN_AT_ONCE: i64 = 2048;
+/// As much is made due first when its recipient comes into reach, and twice as much each further time:
+/// nothing can leave before, and each time all that is left is put in order.
+const WOKEN_FIRST: i64 = 2048;
 
 /// What is being made due, turn by turn. Turns are moments of the second that has just passed, one
 /// microsecond apart, so that all is due and yet in order.
 #[derive(Debug, Default)]
 pub struct Waking {
     /// For whom it waits; nobody once all is due.
-    targets: Vec<String>,
+    targets: BTreeSet<String>,
     /// The last turn that was given.
     after: Time,
+    /// What was accepted later is due by itself.
     until: Time,
+    /// How much is made due next.
+    slice: i64,
+    /// How much is left, once it was counted: what is put off meanwhile is not made due again.
+    left: Option<i64>,
 }
 
 impl Waking {
     /// Nothing is due yet of what waits for `targets`.
-    pub fn new(now: Time, targets: Vec<String>) -> Self {
-        Self { targets, after: now - TimeDelta::seconds(1), until: now }
+    pub fn new(now: Time, targets: impl IntoIterator<Item = String>) -> Self {
+        let targets = targets.into_iter().collect();
+        let after = now - TimeDelta::seconds(1);
+        Self { targets, after, until: now, slice: WOKEN_FIRST, left: None }
     }
 
     /// As well as what is left, what waits for `targets`; of what was made due some is again, which
     /// changes nothing.
     pub fn add(&mut self, now: Time, targets: &[String]) {
         let left = std::mem::take(&mut self.targets).into_iter();
-        *self = Self::new(now, left.chain(targets.iter().cloned()).collect());
+        *self = Self::new(now, left.chain(targets.iter().cloned()));
+    }
+
+    /// What went out of reach waits for its return.
+    pub fn retain(&mut self, reachable: &[String]) {
+        self.targets.retain(|target| reachable.contains(target));
     }
 
     /// Whether nothing is left.
     pub fn is_over(&self) -> bool {
         self.targets.is_empty()
+    }
+
+    /// Whether some of what waits for `target` may be left.
+    pub fn has(&self, target: &str) -> bool {
+        self.targets.contains(target)
     }
 }
 
@@ -173,22 +194,21 @@ impl Store {
         .map(|done| done.rows_affected())
     }
 
-    /// Gives up what may have been claimed as it was accepted, though nobody heard of it: it comes due.
-    pub async fn give_up_first_claims(
-        &self,
-        now: Time,
-        messages: &[(PeerAddress, MessageId)],
-    ) -> sqlx::Result<u64> {
+    /// Gives up what was claimed as it was accepted, though nobody heard of it: it comes due.
+    pub async fn give_up_doubted(&self, now: Time, doubted: &[Doubted]) -> sqlx::Result<u64> {
         sqlx::query!(
             r#"
             update outbox o set next_attempt_at = $1, claimed = false
-            from unnest($2::uuid[], $3::text[]) as doubted (message_id, sender)
+            from unnest($2::uuid[], $3::text[], $4::timestamptz[])
+                as doubted (message_id, sender, claimed_until)
             where (o.message_id, o.sender) = (doubted.message_id, doubted.sender)
               and o.claimed and o.attempts = 1 and o.stage = 0
+              and o.next_attempt_at = doubted.claimed_until
             "#,
             now,
-            &messages.iter().map(|(_, id)| id.0).collect::<Vec<_>>(),
-            &messages.iter().map(|(sender, _)| sender.to_string()).collect::<Vec<_>>(),
+            &doubted.iter().map(|one| one.id.0).collect::<Vec<_>>(),
+            &doubted.iter().map(|one| one.sender.to_string()).collect::<Vec<_>>(),
+            &doubted.iter().map(|one| one.claimed_until).collect::<Vec<_>>(),
         )
         .execute(&self.pool)
         .await
@@ -197,7 +217,7 @@ impl Store {
 
     /// Makes due what waits for `targets`; see [`fieldpost_delivery::Store::reached`].
     pub(super) async fn wake_targets(&self, now: Time, targets: &[String]) -> sqlx::Result<u64> {
-        let (mut waking, mut woken) = (Waking::new(now, targets.to_vec()), 0);
+        let (mut waking, mut woken) = (Waking::new(now, targets.iter().cloned()), 0);
         while !waking.is_over() {
             woken += self.wake_some(&mut waking).await?;
         }
@@ -207,17 +227,19 @@ impl Store {
     /// Makes some of it due: the next in turn, so that those can leave while the others still wait.
     /// Returns how many.
     pub async fn wake_some(&self, waking: &mut Waking) -> sqlx::Result<u64> {
+        let targets: Vec<String> = waking.targets.iter().cloned().collect();
+        let slice = waking.left.map_or(waking.slice, |left| waking.slice.min(left));
         let woken = sqlx::query!(
             r#"
             with next as (
                 select message_id, sender, recipient, row_number() over (
                     partition by sender, recipient, level order by accepted_at
-                ) as place
+                ) as place, count(*) over () as waiting
                 from outbox
-                where target = any($3) and not claimed
+                where target = any($3) and not claimed and accepted_at <= $2
                   and (stage = 0 or stage = 1 and next_attempt_at is null)
                   and (next_attempt_at is null or next_attempt_at > $1)
-                order by place
+                order by place, message_id
                 limit $4
             ), woken as (
                 -- What has been due for longer stays ahead.
@@ -230,19 +252,23 @@ impl Store {
                   and o.stage < 2 and not o.claimed
                 returning 1
             )
-            select (select count(*) from next) as "found!", (select max(place) from next) as last,
+            select count(*) as "found!", max(place) as last, max(waiting) as waiting,
                    (select count(*) from woken) as "woken!"
+            from next
             "#,
             waking.after,
             waking.until,
-            &waking.targets,
-            WOKEN_AT_ONCE,
+            &targets,
+            slice,
         )
         .fetch_one(&self.pool)
         .await?;
-        if woken.found < WOKEN_AT_ONCE {
+        let left = waking.left.or(woken.waiting).unwrap_or(0) - woken.found;
+        if left <= 0 || woken.found < slice {
             waking.targets.clear();
         }
+        waking.left = Some(left);
+        waking.slice = waking.slice.saturating_mul(2);
         let places = TimeDelta::microseconds(woken.last.unwrap_or(0));
         waking.after = (waking.after + places).min(waking.until);
         Ok(woken.woken.unsigned_abs())

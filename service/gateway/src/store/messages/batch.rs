@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use chrono::TimeDelta;
 use fieldpost_delivery::{AtOnce, Claim, Seq, Submission, Target, Time};
 use fieldpost_envelope::{AnonymityLevel, Priority};
 use sqlx::PgConnection;
@@ -405,12 +404,12 @@ impl Rows {
         if outbox.is_empty() {
             return Ok(Vec::new());
         }
-        let lease = TimeDelta::from_std(at_once.lease).unwrap_or(TimeDelta::hours(1));
-        let claimed_until = now + lease;
+        let claimed_until = at_once.claimed_until(now);
         let begun = sqlx::query!(
             r#"
             with owed as (
-                -- A phone, which is its own target, gets one of a lane at a time.
+                -- A phone, which is its own target, gets one of a lane at a time. A transport is the
+                -- target of a broadcast, which is rare enough to be looked for.
                 select *, target = any($12::text[]) and target <> recipient as begins
                 from unnest(
                     $1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::bigint[],
