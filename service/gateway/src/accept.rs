@@ -148,30 +148,11 @@ impl Acceptor {
     }
 }
 
-/// Drives the writers, with up to `batch_messages` to a commit, until every [`Acceptor`] is gone and
-/// the queues are empty.
-pub async fn run(
-    writers: Writers,
-    store: Store,
-    clock: Clock,
-    subscribers: Subscribers,
-    quotas: Quotas,
-    openings: Openings,
-    wake_outbox: Arc<Notify>,
-    batch_messages: usize,
-) {
+/// Drives the writers until every [`Acceptor`] is gone and the queues are empty.
+pub async fn run(writers: Writers, writer: Writer) {
     let mut tasks = JoinSet::new();
     for (number, queue) in writers.0.into_iter().enumerate() {
-        let writer = Writer {
-            store: store.clone(),
-            clock: clock.clone(),
-            subscribers: subscribers.clone(),
-            quotas: quotas.clone(),
-            openings: openings.clone(),
-            wake_outbox: wake_outbox.clone(),
-            batch_messages,
-        };
-        match start(number, writer, queue) {
+        match start(number, writer.clone(), queue) {
             Ok(ended) => drop(tasks.spawn(async move { drop(ended.await) })),
             Err(error) => {
                 tracing::error!(%error, "a writer cannot start");
@@ -197,15 +178,23 @@ fn start(
     Ok(ended)
 }
 
-struct Writer {
-    store: Store,
-    clock: Clock,
-    subscribers: Subscribers,
-    quotas: Quotas,
-    openings: Openings,
-    wake_outbox: Arc<Notify>,
+/// What a writer works with.
+#[derive(Clone)]
+pub struct Writer {
+    /// Where messages are kept.
+    pub store: Store,
+    /// The database's time.
+    pub clock: Clock,
+    /// Told of what has become visible.
+    pub subscribers: Subscribers,
+    /// Knows for whom much waits.
+    pub quotas: Quotas,
+    /// Takes what was claimed as it was accepted.
+    pub openings: Openings,
+    /// Told of what else is owed elsewhere.
+    pub wake_outbox: Arc<Notify>,
     /// The most messages in one commit.
-    batch_messages: usize,
+    pub batch_messages: usize,
 }
 
 impl Writer {

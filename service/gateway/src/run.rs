@@ -285,13 +285,15 @@ fn spawn_workers(workers: &mut Workers, gateway: &Gateway, writers: accept::Writ
         "accepting",
         accept::run(
             writers,
-            store.clone(),
-            clock.clone(),
-            subscribers.clone(),
-            quotas.clone(),
-            openings.clone(),
-            wake_outbox.clone(),
-            usize::from(gateway.config.accept_batch),
+            accept::Writer {
+                store: store.clone(),
+                clock: clock.clone(),
+                subscribers: subscribers.clone(),
+                quotas: quotas.clone(),
+                openings: openings.clone(),
+                wake_outbox: wake_outbox.clone(),
+                batch_messages: usize::from(gateway.config.accept_batch),
+            },
         ),
     );
     workers.spawn("presence", workers.until_stop(presence::keep(gateway.clone())));

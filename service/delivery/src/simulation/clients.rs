@@ -111,7 +111,8 @@ impl World {
         if !forgets {
             let Node { store, reachable, .. } = &self.nodes[node];
             // Every other one waits for the next look, as where more is due.
-            let reachable = if self.tally.accepted % 2 == 0 { &reachable[..] } else { &[] };
+            let reachable =
+                if self.tally.accepted.is_multiple_of(2) { &reachable[..] } else { &[] };
             let at_once = AtOnce { present: &[], reachable, lease: rules().lease() };
             let batch = std::slice::from_ref(&submission);
             let Ok(accepted) = ready(store.accept_and_begin(local, batch, at_once));

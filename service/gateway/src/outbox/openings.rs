@@ -306,6 +306,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::clock::Clock;
 
     #[test]
     fn what_is_accepted_for_an_open_target_is_handed_over() {
@@ -332,6 +333,7 @@ mod tests {
         assert_eq!(openings.reserve(&[to(1), to(2)]).targets(), [name(2)]);
         openings.end(&name(1), 1);
         assert!(openings.reserve(&[to(1)]).targets().is_empty(), "until the outbox has looked");
+        openings.look();
         openings.open([name(1)]);
         assert_eq!(openings.reserve(&[to(1)]).targets(), [name(1)]);
     }
@@ -370,7 +372,7 @@ mod tests {
         openings.open([name(1)]);
         let submission = to(1);
         let reserved = openings.reserve(std::slice::from_ref(&submission));
-        let now = Instant::now();
+        let now = Clock::default().instant();
         let until = now + Duration::from_secs(1);
         openings.doubt(reserved, std::slice::from_ref(&submission), Time::UNIX_EPOCH, until);
         assert_eq!(openings.under_way(), 0, "it holds no room");
