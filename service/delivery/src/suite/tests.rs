@@ -152,7 +152,7 @@ const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::ExpiresNothing, &[LOST]),
     (Fault::SkipsPositions, &[CONTRACT]),
     (Fault::WakesTooLate, &[CONTRACT]),
-    (Fault::MixesUpRecipients, &[ONCE, CONTRACT]),
+    (Fault::MixesUpRecipients, &[CONTRACT]),
     (Fault::ShowsAtOnceOutOfTurn, &[CONTRACT]),
     (Fault::ForgetsPredecessorsAtOnce, &[ORDER]),
 ];

@@ -37,8 +37,17 @@ impl<S: Store> Run<'_, S> {
         for (submission, answer) in batch.iter().zip(&answers) {
             self.was_answered(submission, answer)?;
         }
+        let mut told = BTreeSet::new();
         for (peer, entry) in &shown {
+            let id = entry.message.id;
+            let is_first = told.insert((peer, &entry.message.sender, id));
+            ensure!(self, is_first, CONTRACT, "{peer} was shown {id} twice by one answer");
             ensure!(self, present.contains(peer), CONTRACT, "{peer} is not there to be shown any");
+            let is_theirs = self
+                .owed
+                .iter()
+                .any(|owed| (owed.id, &owed.target) == (id, &Target::Local(peer.clone())));
+            ensure!(self, is_theirs, CONTRACT, "{peer} was shown somebody else's");
             let given = self.inboxes[peer].len() as Seq;
             ensure!(self, entry.seq > given, ONCE, "{peer} was shown seq {} again", entry.seq);
             self.look_at_entry(peer, entry)?;
