@@ -40,8 +40,8 @@ pub use receipts::{Effect, Standing, effect, signer_of};
 pub use retry::Backoff;
 pub(crate) use retry::later;
 pub use router::{
-    Breaker, BreakerState, Candidate, Capabilities, Impact, LOCAL, Learned, Measured, Outcome,
-    Place, Plan, Question, Reach, RecipientKind, RuledOut, Verdict, Why, plan,
+    Breaker, BreakerState, Candidate, Capabilities, Impact, LOCAL, Learned, Measured, OUT_OF_REACH,
+    Outcome, Place, Plan, Question, Reach, RecipientKind, RuledOut, Verdict, Why, plan,
 };
 pub use state::{counts, may_follow, message_status};
 pub use store::*;

@@ -495,7 +495,12 @@ fn verdict(ruled_out: &[RuledOut]) -> Verdict {
         return Verdict::Never { reason };
     }
     let until = for_now.iter().filter_map(|out| out.why.rested_until()).min();
-    Verdict::Waits { reason: sentence(for_now), until }
+    let is_out_of_reach = for_now.iter().all(|out| out.why == Why::OutOfReach);
+    let reason = match (is_out_of_reach, sentence(for_now)) {
+        (true, reason) => format!("{OUT_OF_REACH}: {reason}"),
+        (false, reason) => reason,
+    };
+    Verdict::Waits { reason, until }
 }
 
 fn sentence<'a>(ruled_out: impl IntoIterator<Item = &'a RuledOut>) -> String {
@@ -503,6 +508,9 @@ fn sentence<'a>(ruled_out: impl IntoIterator<Item = &'a RuledOut>) -> String {
         ruled_out.into_iter().map(|out| format!("{}: {}", out.transport, out.why)).collect();
     parts.join("; ")
 }
+
+/// How the reason begins where nothing but reach is missing.
+pub const OUT_OF_REACH: &str = "out of reach";
 
 /// Broadcasts are for those nearby, so the order is fixed (design, section 8, rule 4).
 const BROADCAST_ORDER: [&str; 2] = ["ble", "mesh"];

@@ -163,6 +163,23 @@ fn when_only_rested_ones_are_left_the_plan_says_when_the_first_may_be_tried() {
 }
 
 #[test]
+fn where_nothing_but_reach_is_missing_the_reason_begins_with_it() {
+    let mut world = world();
+    for candidate in &mut world {
+        candidate.reach = Reach::No;
+    }
+    let Verdict::Waits { reason, until: None } = plan(&question(), &world).verdict else {
+        panic!("it waits for reach")
+    };
+    assert_eq!(
+        reason,
+        "out of reach: ble: does not reach the recipient now; \
+         htx: does not reach the recipient now; \
+         mesh: does not reach the recipient now"
+    );
+}
+
+#[test]
 fn a_gateway_without_transports_says_so() {
     let expected = Verdict::Never { reason: "this gateway has no transport".into() };
     assert_eq!(plan(&question(), &[]).verdict, expected);

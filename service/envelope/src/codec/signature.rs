@@ -1,13 +1,18 @@
 //! An Ed25519 signature behind the payload, over a context and the payload.
 
-use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey, verify_batch};
+use curve25519_dalek::edwards::CompressedEdwardsY;
+use ed25519_dalek::{
+    Signature, SigningKey, VerifyingKey,
+    ed25519::signature::{MultipartSigner, MultipartVerifier},
+    verify_batch,
+};
 
 use super::VerifyError;
 use crate::address::GatewayId;
 
 /// The payload with its signature.
 pub(crate) fn sign(context: &[u8], mut payload: Vec<u8>, key: &SigningKey) -> Vec<u8> {
-    let signature = key.sign(&[context, &payload].concat());
+    let signature = key.multipart_sign(&[context, &payload]);
     payload.extend_from_slice(&signature.to_bytes());
     payload
 }
@@ -18,8 +23,18 @@ pub(crate) fn verify(context: &[u8], bytes: &[u8], signer: GatewayId) -> Result<
         .split_last_chunk::<SIGNATURE_LENGTH>()
         .expect("decoding and signing leave room for a signature");
     let key = signer.verifying_key().map_err(|_| VerifyError::Key { signer })?;
-    key.verify_strict(&[context, payload].concat(), &Signature::from_bytes(signature))
+    let signature = Signature::from_bytes(signature);
+    if key.is_weak() || is_of_small_order(signature.r_bytes()) {
+        return Err(VerifyError::Signature { signer });
+    }
+    key.multipart_verify(&[context, payload], &signature)
         .map_err(|_| VerifyError::Signature { signer })
+}
+
+/// What `VerifyingKey::verify_strict` refuses beside weak keys; that takes messages in one piece alone,
+/// and content is not copied for it.
+fn is_of_small_order(point: &[u8; 32]) -> bool {
+    CompressedEdwardsY(*point).decompress().is_none_or(|point| point.is_small_order())
 }
 
 /// Verifies bytes that each end in a signature of the gateway beside them; together that takes half
@@ -63,3 +78,37 @@ fn verify_together(context: &[u8], all: &[(&[u8], GatewayId)]) -> Option<()> {
 pub(crate) const SIGNATURE_LENGTH: usize = 64;
 /// From so many on a batch is faster than one by one.
 const WORTH_A_BATCH: usize = 3;
+
+#[cfg(test)]
+mod tests {
+    use curve25519_dalek::Scalar;
+    use ed25519_dalek::Verifier;
+    use sha2::{Digest, Sha512};
+
+    use super::*;
+
+    #[test]
+    fn a_point_of_small_order_is_refused_although_the_equation_holds() {
+        let key = SigningKey::from_bytes(&[7; 32]);
+        let point = {
+            let mut identity = [0; 32];
+            identity[0] = 1;
+            identity
+        };
+        let message = [&b"context"[..], b"payload"].concat();
+        let hash = Sha512::new()
+            .chain_update(point)
+            .chain_update(key.verifying_key().as_bytes())
+            .chain_update(&message);
+        let scalar = Scalar::from_bytes_mod_order_wide(&hash.finalize().into()) * key.to_scalar();
+        let signature = Signature::from_components(point, scalar.to_bytes());
+        key.verifying_key().verify(&message, &signature).expect("the equation holds");
+
+        let signer = GatewayId::from(key.verifying_key());
+        let bytes = [&b"payload"[..], &signature.to_bytes()].concat();
+        let refused = Err(VerifyError::Signature { signer });
+        assert_eq!(verify(b"context", &bytes, signer), refused);
+        verify(b"context", &sign(b"context", b"payload".to_vec(), &key), signer)
+            .expect("a good one");
+    }
+}

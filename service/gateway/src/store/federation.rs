@@ -17,9 +17,6 @@ use crate::store::{
     words,
 };
 
-/// How the reason of what nothing leads to begins, as [`Store::strand`] writes it.
-pub(super) const OUT_OF_REACH: &str = "out of reach";
-
 /// How many rows wait in the queues, each counted up to [`QueueDepths::MOST`].
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct QueueDepths {
@@ -83,8 +80,9 @@ impl Store {
         .await
     }
 
-    /// Lays aside what is due while no replica reaches its target, with the reason for the sender,
-    /// until it is reached. Returns how much.
+    /// Lays aside what is due while no replica reaches its target, until it is reached, with a reason
+    /// for the sender that begins with [`OUT_OF_REACH`](fieldpost_delivery::OUT_OF_REACH). Returns how
+    /// much.
     pub async fn strand(&self, now: Time) -> sqlx::Result<u64> {
         sqlx::query!(
             r#"

@@ -1,9 +1,7 @@
 //! Why a delivery waits, for those whose gateway is away.
 
 use chrono::TimeDelta;
-use fieldpost_delivery::Time;
-
-use crate::store::federation::OUT_OF_REACH;
+use fieldpost_delivery::{OUT_OF_REACH, Time};
 
 /// What is known of the gateway that a delivery waits for.
 pub(super) struct Absence<'a> {
