@@ -23,6 +23,7 @@ mod routes;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
+    panic::AssertUnwindSafe,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -31,7 +32,10 @@ use std::{
 use chrono::TimeDelta;
 use fieldpost_delivery::{Backoff, Claim, Next, Rules, Store as _, Time, Warm};
 use fieldpost_envelope::{AnonymityLevel, GatewayId};
-use futures_util::future::{join_all, select_all};
+use futures_util::{
+    FutureExt as _,
+    future::{join_all, select_all},
+};
 use rand::{
     RngExt, SeedableRng,
     rngs::{StdRng, SysRng},
@@ -288,8 +292,8 @@ impl Driver {
     async fn look(&mut self) -> sqlx::Result<Duration> {
         self.has_claimed = false;
         self.begin_handed();
-        while let Some(ended) = self.deliveries.try_join_next() {
-            self.ended(ended);
+        while let Some(Ok(load)) = self.deliveries.try_join_next() {
+            self.ended(load);
         }
         while self.receipts.try_join_next().is_some() {}
         if !self.outbox.gateway.readiness.is_ready() {
@@ -366,8 +370,8 @@ impl Driver {
                     self.reconsider_at = Time::UNIX_EPOCH;
                     return;
                 }
-                Some(ended) = self.deliveries.join_next() => {
-                    let (retry_at, has_room_again) = self.ended(ended);
+                Some(Ok(load)) = self.deliveries.join_next() => {
+                    let (retry_at, has_room_again) = self.ended(load);
                     if let Some(retry_at) = retry_at {
                         let left = (retry_at - clock.now()).to_std().unwrap_or_default();
                         let due = Instant::now() + left.max(LEAST_PAUSE);
@@ -519,9 +523,11 @@ impl Driver {
 
     /// Makes due what was perhaps claimed as it was accepted: the database went away in between.
     async fn settle_doubts(&mut self, now: Time) -> sqlx::Result<()> {
-        let doubted = self.openings().doubted(self.outbox.gateway.clock.instant());
+        let begun = self.outbox.gateway.clock.instant();
+        let doubted = self.openings().doubted();
         if !doubted.is_empty() {
             self.outbox.gateway.store.give_up_doubted(now, &doubted).await?;
+            self.openings().settle(begun);
         }
         Ok(())
     }
@@ -537,23 +543,19 @@ impl Driver {
         }
         metrics::gauge!(names::DELIVERIES_UNDER_WAY).increment(1);
         self.deliveries.spawn(async move {
-            let retry_at = carry::carry(&outbox, claim).await;
+            let carried = AssertUnwindSafe(carry::carry(&outbox, claim)).catch_unwind().await;
+            let retry_at = carried.unwrap_or_else(|_| {
+                tracing::error!("a delivery broke; it is tried again when its claim ends");
+                None
+            });
             Load { retry_at, ..load }
         });
     }
 
     /// Frees what a delivery took up; returns when it is to be tried again, if that is known, and
     /// whether its target has room for many again.
-    fn ended(&mut self, ended: Result<Load, tokio::task::JoinError>) -> (Option<Time>, bool) {
+    fn ended(&mut self, load: Load) -> (Option<Time>, bool) {
         metrics::gauge!(names::DELIVERIES_UNDER_WAY).decrement(1);
-        let load = match ended {
-            Ok(load) => load,
-            Err(error) => {
-                // What it took up stays counted: that is safer than guessing.
-                tracing::error!(%error, "a delivery broke; it is tried again when its claim ends");
-                return (None, false);
-            }
-        };
         self.under_way.remove(&load.key);
         if let Some(claim) = self.second_claims.remove(&load.key) {
             let outbox = self.outbox.clone();

@@ -1,4 +1,4 @@
-//! Peers, tokens, presence and quotas over a real Postgres.
+//! Peers, tokens, presence, quotas, and what waits for other gateways, over a real Postgres.
 
 #![expect(clippy::unwrap_used, reason = "fixtures may panic as tests do")]
 
@@ -12,6 +12,7 @@ use std::{
 };
 
 use chrono::TimeDelta;
+use fieldpost_delivery::Time;
 use fieldpost_envelope::PeerId;
 use fieldpost_gateway::{
     clock::Clock,
@@ -19,7 +20,8 @@ use fieldpost_gateway::{
     secrets::MasterKey,
     store::{
         Admission, Full, LEASE, MAX_TICKETS, NewPeer, Origin, PeerDefaults, PeerSettings,
-        PeerStats, Presence, Quotas, Registered, Renewed, ShownTo, Store, TokenHolder, schema,
+        PeerStats, Presence, Quotas, Registered, Renewed, ShownTo, Store, TokenHolder, Waking,
+        schema,
     },
 };
 use sqlx::PgPool;
@@ -390,6 +392,61 @@ async fn what_a_dead_process_had_claimed_is_due_again_at_once_and_counts_as_sent
             .await
             .unwrap();
     assert_eq!(due, [("a@gw".to_owned(), true)]);
+
+    // Nothing reaches that gateway yet; when it is reached, it is due again.
+    assert_eq!(database.store.strand(now).await.unwrap(), 1);
+    let mut waking = Waking::new(now, ["gw".to_owned()]);
+    database.store.wake_some(&mut waking).await.unwrap();
+    let due: Vec<(String, bool, bool)> = sqlx::query_as(
+        "select recipient, claimed, has_left from outbox where next_attempt_at <= $1 order by 1",
+    )
+    .bind(now)
+    .fetch_all(&database.pool)
+    .await
+    .unwrap();
+    assert_eq!(due, [("a@gw".to_owned(), false, true), ("b@gw".to_owned(), false, false)]);
+    database.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_is_put_off_while_a_backlog_comes_due_keeps_none_of_it_back() {
+    let database = Database::start().await;
+    let now = database.clock.now();
+    let owe = async |messages: i32, accepted_at: Time, claimed: bool, due: Option<Time>| {
+        sqlx::query(
+            "insert into outbox (message_id, sender, recipient, accepted_at, conversation, target, \
+             level, priority, size_bytes, next_attempt_at, claimed, expires_at) \
+             select gen_random_uuid(), 'alice', 'bob@gw', $2, 0, 'gw', 0, 1, 1, $4, $3, \
+             $2 + interval '1 day' from generate_series(1, $1)",
+        )
+        .bind(messages)
+        .bind(accepted_at)
+        .bind(claimed)
+        .bind(due)
+        .execute(&database.pool)
+        .await
+        .unwrap();
+    };
+    owe(512, now - TimeDelta::hours(1), true, Some(now + TimeDelta::seconds(45))).await;
+    owe(3000, now, false, None).await;
+    // What another replica accepted a moment later, and laid aside before it knew of the reach.
+    owe(1, now + TimeDelta::milliseconds(5), false, None).await;
+    let mut waking = Waking::new(now, ["gw".to_owned()]);
+    database.store.wake_some(&mut waking).await.unwrap();
+    sqlx::query("update outbox set claimed = false, next_attempt_at = $1 where claimed")
+        .bind(now)
+        .execute(&database.pool)
+        .await
+        .unwrap();
+    while !waking.is_over() {
+        database.store.wake_some(&mut waking).await.unwrap();
+    }
+    let waiting: i64 =
+        sqlx::query_scalar("select count(*) from outbox where next_attempt_at is null")
+            .fetch_one(&database.pool)
+            .await
+            .unwrap();
+    assert_eq!(waiting, 0);
     database.stop().await;
 }
 

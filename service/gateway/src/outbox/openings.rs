@@ -227,12 +227,15 @@ impl Openings {
         mem::take(&mut self.state().handed)
     }
 
-    /// What is doubted; those whose commit cannot come any more for the last time.
-    pub(super) fn doubted(&self, now: Instant) -> Vec<Doubted> {
-        let mut state = self.state();
-        let doubted = state.doubted.clone();
-        state.doubted.retain(|one| one.until > now);
-        doubted
+    /// What is doubted.
+    pub(super) fn doubted(&self) -> Vec<Doubted> {
+        self.state().doubted.clone()
+    }
+
+    /// The store was asked `since` of what is doubted: those whose commit could not come any more are
+    /// settled.
+    pub(super) fn settle(&self, since: Instant) {
+        self.state().doubted.retain(|one| one.until > since);
     }
 
     /// Whether anything is.
@@ -376,8 +379,9 @@ mod tests {
         let until = now + Duration::from_secs(1);
         openings.doubt(reserved, std::slice::from_ref(&submission), Time::UNIX_EPOCH, until);
         assert_eq!(openings.under_way(), 0, "it holds no room");
-        assert_eq!(openings.doubted(now).len(), 1);
-        assert_eq!(openings.doubted(until).len(), 1, "once more when it is over");
+        openings.settle(now);
+        assert_eq!(openings.doubted().len(), 1);
+        openings.settle(until);
         assert!(!openings.has_doubts());
     }
 

@@ -81,8 +81,8 @@ impl Store {
     }
 
     /// Lays aside what is due while no replica reaches its target, until it is reached, with a reason
-    /// for the sender that begins with [`OUT_OF_REACH`](fieldpost_delivery::OUT_OF_REACH). Returns how
-    /// much.
+    /// for the sender that begins with [`OUT_OF_REACH`](fieldpost_delivery::OUT_OF_REACH). A claim
+    /// that has run out ends with that; what it may have sent counts as having left. Returns how much.
     pub async fn strand(&self, now: Time) -> sqlx::Result<u64> {
         sqlx::query!(
             r#"
@@ -97,7 +97,7 @@ impl Store {
                 from owed where owed.target is not null
             )
             update outbox
-            set next_attempt_at = null,
+            set next_attempt_at = null, claimed = false, has_left = has_left or claimed,
                 waits_for = case
                     when target ~ '^[0-9a-f]{16}$'
                          and not exists (select from phone where phone.id = outbox.target)

@@ -19,8 +19,9 @@ use crate::{
 /// Deliveries are claimed up to the one that takes their content together over so many bytes.
 pub const CLAIM_BYTES: usize = 8 << 20;
 
-/// As much is made due first when its recipient comes into reach, and twice as much each further time:
-/// nothing can leave before, and each time all that is left is put in order.
+/// As much is made due first when its recipient comes into reach, and twice as much each further time,
+/// until one takes all: nothing can leave before, and each time all that is left is put in order. What is
+/// put off meanwhile is among it again, so it is the growth that ends it.
 const WOKEN_FIRST: i64 = 2048;
 
 /// What is being made due, turn by turn. Turns are moments of the second that has just passed, one
@@ -31,12 +32,10 @@ pub struct Waking {
     targets: BTreeSet<String>,
     /// The last turn that was given.
     after: Time,
-    /// What was accepted later is due by itself.
+    /// What was accepted later is due by itself, unless it was laid aside.
     until: Time,
     /// How much is made due next.
     slice: i64,
-    /// How much is left, once it was counted: what is put off meanwhile is not made due again.
-    left: Option<i64>,
 }
 
 impl Waking {
@@ -44,7 +43,7 @@ impl Waking {
     pub fn new(now: Time, targets: impl IntoIterator<Item = String>) -> Self {
         let targets = targets.into_iter().collect();
         let after = now - TimeDelta::seconds(1);
-        Self { targets, after, until: now, slice: WOKEN_FIRST, left: None }
+        Self { targets, after, until: now, slice: WOKEN_FIRST }
     }
 
     /// As well as what is left, what waits for `targets`; of what was made due some is again, which
@@ -228,17 +227,16 @@ impl Store {
     /// Returns how many.
     pub async fn wake_some(&self, waking: &mut Waking) -> sqlx::Result<u64> {
         let targets: Vec<String> = waking.targets.iter().cloned().collect();
-        let slice = waking.left.map_or(waking.slice, |left| waking.slice.min(left));
         let woken = sqlx::query!(
             r#"
             with next as (
                 select message_id, sender, recipient, row_number() over (
                     partition by sender, recipient, level order by accepted_at
-                ) as place, count(*) over () as waiting
+                ) as place
                 from outbox
-                where target = any($3) and not claimed and accepted_at <= $2
-                  and (stage = 0 or stage = 1 and next_attempt_at is null)
-                  and (next_attempt_at is null or next_attempt_at > $1)
+                where target = any($3) and not claimed
+                  and (stage in (0, 1) and next_attempt_at is null
+                       or stage = 0 and next_attempt_at > $1 and accepted_at <= $2)
                 order by place, message_id
                 limit $4
             ), woken as (
@@ -252,22 +250,19 @@ impl Store {
                   and o.stage < 2 and not o.claimed
                 returning 1
             )
-            select count(*) as "found!", max(place) as last, max(waiting) as waiting,
-                   (select count(*) from woken) as "woken!"
+            select count(*) as "found!", max(place) as last, (select count(*) from woken) as "woken!"
             from next
             "#,
             waking.after,
             waking.until,
             &targets,
-            slice,
+            waking.slice,
         )
         .fetch_one(&self.pool)
         .await?;
-        let left = waking.left.or(woken.waiting).unwrap_or(0) - woken.found;
-        if left <= 0 || woken.found < slice {
+        if woken.found < waking.slice {
             waking.targets.clear();
         }
-        waking.left = Some(left);
         waking.slice = waking.slice.saturating_mul(2);
         let places = TimeDelta::microseconds(woken.last.unwrap_or(0));
         waking.after = (waking.after + places).min(waking.until);

@@ -76,6 +76,8 @@ impl<S: Store> Run<'_, S> {
             let is_offered = name.is_some_and(|name| at_once.reachable.contains(&name));
             ensure!(self, is_offered, CONTRACT, "{id} was claimed at once, out of reach");
             ensure!(self, !is_phone(&self.owed[index]), ORDER, "a phone got {id} at once");
+            let is_over = self.owed[index].is_over(self.now);
+            ensure!(self, !is_over, CONTRACT, "{id} was claimed at once, and has run out");
             self.look_at_claim(&claim, index, at_once.lease)?;
             self.was_claimed(claim, index);
             self.summary.count("claimed at once");
@@ -188,9 +190,11 @@ impl<S: Store> Run<'_, S> {
         }
         let sender = self.any_peer();
         let (to, deliveries) = self.any_recipient(&sender);
-        let millis = match self.rng.random_range(0..10) {
-            0..2 => self.rng.random_range(1_000..20_000),
-            2..8 => self.rng.random_range(20_000..2_000_000),
+        let millis = match self.rng.random_range(0..20) {
+            // It ran out before it was written.
+            0 => self.rng.random_range(-1_000..0),
+            1..4 => self.rng.random_range(1_000..20_000),
+            4..16 => self.rng.random_range(20_000..2_000_000),
             _ => 48 * 3_600_000,
         };
         let priority = match self.rng.random_range(0..10) {

@@ -278,8 +278,10 @@ impl Rows {
                 select number, h.peer, o.accepted_at,
                        h.last_seq + row_number() over (partition by h.peer order by number) as seq
                 from head h
-                join unnest($14::text[], $15::timestamptz[]) with ordinality
-                    as o (recipient, accepted_at, number) on o.recipient = h.peer
+                join unnest($14::text[], $15::timestamptz[], $19::timestamptz[]) with ordinality
+                    as o (recipient, accepted_at, expires_at, number)
+                    -- It may have run out while it waited for this commit.
+                    on o.recipient = h.peer and o.expires_at > o.accepted_at
                 -- What waits unshown comes first. Committed earlier, it is seen here; what others
                 -- commit now is in no order with this.
                 where not exists (select from inbox where recipient = h.peer and seq is null)
@@ -409,8 +411,10 @@ impl Rows {
             r#"
             with owed as (
                 -- A phone, which is its own target, gets one of a lane at a time. A transport is the
-                -- target of a broadcast, which is rare enough to be looked for.
-                select *, target = any($12::text[]) and target <> recipient as begins
+                -- target of a broadcast, which is rare enough to be looked for. What ran out while it
+                -- waited for this commit must not become another's predecessor.
+                select *, target = any($12::text[]) and target <> recipient
+                          and expires_at > $14::timestamptz as begins
                 from unnest(
                     $1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::bigint[],
                     $6::text[], $7::smallint[], $8::boolean[], $9::smallint[], $10::integer[],
@@ -458,6 +462,7 @@ impl Rows {
             &outbox.iter().map(|owed| owed.expires_at).collect::<Vec<_>>(),
             at_once.reachable,
             claimed_until,
+            now,
         )
         .fetch_all(&mut *connection)
         .await?;
