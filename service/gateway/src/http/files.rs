@@ -45,7 +45,8 @@ pub fn routes() -> OpenApiRouter<Gateway> {
 ///
 /// Then put each chunk of 1 MiB (the last one shorter). An upload that gets no chunk for 24 hours
 /// is given up. One uploader's files may take 4 GiB, all files of the gateway 64 GiB; each counts
-/// at least 64 KiB. Files end with the gateway's retention.
+/// at least 64 KiB. A file is deleted 30 days after its upload
+/// began.
 #[utoipa::path(
     post,
     path = "/v1/files",

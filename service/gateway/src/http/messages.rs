@@ -143,8 +143,10 @@ pub(super) async fn list(
 
 /// Cancel a message.
 ///
-/// Possible while nothing of it has left: no recipient's client was shown it and no transport was
-/// given it.
+/// Possible while nothing of it has left or may be leaving: no recipient's client was shown it, and
+/// no transport is being or was given it, but for attempts known to have failed. To a recipient who
+/// listens, or at a gateway in reach, the first attempt mostly begins as the message is accepted; it
+/// is too late then, although `status` still says `pending`.
 #[utoipa::path(
     delete,
     path = "/v1/messages/{message_id}",
@@ -165,9 +167,9 @@ pub(super) async fn cancel(
     let peer = caller.require()?;
     match gateway.store.cancel(gateway.clock.now(), &peer, MessageId(id)).await? {
         Cancelled::Done => Ok(StatusCode::NO_CONTENT),
-        Cancelled::TooLate => {
-            Err(ApiError::conflict("too late to cancel: the message has left or ended"))
-        }
+        Cancelled::TooLate => Err(ApiError::conflict(
+            "too late to cancel: the message has left, is leaving or has ended",
+        )),
         Cancelled::Unknown => Err(ApiError::not_found(format!("{peer} sent no message {id}"))),
     }
 }

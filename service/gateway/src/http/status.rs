@@ -99,7 +99,7 @@ pub(super) async fn status(
 /// The transports of this gateway.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct TransportList {
-    /// Those that run, in the order of `--transports`.
+    /// Those that run, by name.
     transports: Vec<TransportInfo>,
 }
 
@@ -256,7 +256,8 @@ pub(super) async fn transports(
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct RouteQuery {
-    /// A peer, `peer@gateway`, a phone's 16 hex digits, or `broadcast`.
+    /// A peer, `peer@gateway`, a phone's 16 hex digits, `group:<id>@<gateway>` of another gateway, or
+    /// `broadcast`.
     #[param(
         min_length = 1,
         max_length = 181,

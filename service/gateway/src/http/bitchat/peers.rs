@@ -387,10 +387,11 @@ pub(super) struct BitchatPeer {
     /// Its gateway, if that is another one.
     #[serde(skip_serializing_if = "Option::is_none")]
     gateway: Option<String>,
-    /// The transports that reach that gateway now; of another gateway's peer alone.
+    /// The transports that reach that gateway, or the phone, now; of no peer of this gateway.
     #[serde(skip_serializing_if = "Option::is_none")]
     transports: Option<Vec<String>>,
-    /// When that gateway was last heard or in reach; of another gateway's peer alone.
+    /// When that gateway was last heard or in reach, or the phone last heard; of no peer of this
+    /// gateway.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(format = DateTime)]
     heard_at: Option<String>,

@@ -105,7 +105,7 @@ pub(in crate::http) struct AttemptInfo {
 #[serde(rename_all = "lowercase")]
 #[schema(example = "delivered")]
 pub(in crate::http) enum DeliveryState {
-    /// Accepted; nothing has left.
+    /// Accepted, and waiting: nothing has left, or what left was not answered and is tried again.
     Pending,
     /// A transport, or the recipient's client, has been given it.
     Sent,
@@ -115,7 +115,8 @@ pub(in crate::http) enum DeliveryState {
     Read,
     /// Its time was over.
     Expired,
-    /// Nothing could carry it.
+    /// Nothing can carry it, the recipient's gateway refused it, or the recipient's storage was
+    /// full; `reason` says which.
     Failed,
     /// Its sender took it back.
     Cancelled,

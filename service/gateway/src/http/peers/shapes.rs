@@ -34,8 +34,8 @@ pub(in crate::http) struct RegisterPeer {
     display_name: Option<String>,
     /// Whether to get broadcasts; true unless given.
     subscribe_broadcast: Option<bool>,
-    /// Whether to be a BitChat peer for phones in range; false unless given. At most 50 peers
-    /// are; further ones register off the air.
+    /// Whether to be a BitChat peer for phones in range; false unless given. At most as many peers
+    /// are as `--max-peers` says, 50 unless set; further ones register off the air.
     on_air: Option<bool>,
     /// Who sees whether the peer is online and when it was last seen. Contacts are those it has
     /// written to and the members of its groups. `contacts` unless given, with `--auth open`
@@ -89,8 +89,8 @@ pub(in crate::http) struct UpdatePeer {
     display_name: Option<String>,
     /// Whether to get broadcasts.
     subscribe_broadcast: Option<bool>,
-    /// Whether to be a BitChat peer for phones in range; at most 50 peers are, and one more stays
-    /// off the air.
+    /// Whether to be a BitChat peer for phones in range; at most as many peers are as `--max-peers`
+    /// says, 50 unless set, and one more stays off the air.
     on_air: Option<bool>,
     /// Who sees whether the peer is online and when it was last seen.
     presence: Option<Audience>,
@@ -173,10 +173,11 @@ pub(in crate::http) struct PeerInfo {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(min_length = 52, max_length = 52)]
     gateway: Option<String>,
-    /// The transports that reach that gateway now; of another gateway's peer alone.
+    /// The transports that reach that gateway, or the phone, now; of no peer of this gateway.
     #[serde(skip_serializing_if = "Option::is_none")]
     transports: Option<Vec<String>>,
-    /// When that gateway was last heard or in reach; of another gateway's peer alone.
+    /// When that gateway was last heard or in reach, or the phone last heard; of no peer of this
+    /// gateway.
     #[serde(skip_serializing_if = "Option::is_none")]
     heard_at: Option<DateTime<Utc>>,
     /// Whether that gateway is trusted, so that the bare name may lead there; of another gateway's
