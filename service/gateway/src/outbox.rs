@@ -50,7 +50,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::{
     awaited::{Awaited, Heard},
     errands::{Errand, Errands},
-    openings::{Doubted, Openings, Reserved},
+    openings::{Openings, Reserved},
     receipts::settle,
     routes::{Learned, Preview, preview},
 };

@@ -62,7 +62,7 @@ pub use groups::traffic::{FanOut, GroupTraffic};
 pub use messages::{Page, conversation, may_be_known, status_of};
 pub use mirrored::Traffic;
 pub use node_keys::NODE_KEY_LEASE;
-pub use outbox::{CLAIM_BYTES, Waking};
+pub use outbox::{CLAIM_BYTES, Doubted, Waking};
 pub use peers::{
     Admission, MAX_LISTED, NewPeer, Peer, PeerDefaults, PeerSettings, PeerStats, Registered,
     ShownTo,

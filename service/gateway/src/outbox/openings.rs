@@ -13,11 +13,10 @@ use std::{
 };
 
 use fieldpost_delivery::{Claim, Submission, Time};
-use fieldpost_envelope::{MessageId, PeerAddress};
 use tokio::sync::Notify;
 
 use super::{MAX_BYTES_FOR_TARGET, MAX_BYTES_UNDER_WAY, MAX_FOR_TARGET, MAX_UNDER_WAY};
-use crate::store::CLAIM_BYTES;
+use crate::store::{CLAIM_BYTES, Doubted};
 
 /// The most messages of which it is not known whether they were claimed; what else there is waits for
 /// its claim's end.
@@ -46,19 +45,6 @@ struct State {
     all: Burden,
     handed: Vec<Claim>,
     doubted: Vec<Doubted>,
-}
-
-/// A message that was perhaps claimed as it was accepted.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Doubted {
-    /// Whose it is.
-    pub sender: PeerAddress,
-    /// Its id.
-    pub id: MessageId,
-    /// When the claim would end: no other claim of it ends then.
-    pub claimed_until: Time,
-    /// Until when its commit may still come.
-    pub until: Instant,
 }
 
 /// How much is under way.
@@ -305,7 +291,7 @@ fn bytes(claim: &Claim) -> usize {
 #[cfg(test)]
 mod tests {
     use fieldpost_delivery::{Content, Message, Target, Time, Wishes};
-    use fieldpost_envelope::{AnonymityLevel, GatewayId, Priority};
+    use fieldpost_envelope::{AnonymityLevel, GatewayId, MessageId, PeerAddress, Priority};
     use uuid::Uuid;
 
     use super::*;

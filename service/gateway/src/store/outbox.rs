@@ -1,19 +1,19 @@
 //! Deliveries owed elsewhere: claims, attempts, receipts in and out, and what can be reached.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use chrono::TimeDelta;
 use fieldpost_delivery::{Claim, ReceiptOut, Time};
-use fieldpost_envelope::LaneSeq;
+use fieldpost_envelope::{LaneSeq, MessageId, PeerAddress};
 use uuid::Uuid;
 
-use crate::{
-    outbox::Doubted,
-    store::{
-        Store,
-        messages::{Sealed, target},
-        words,
-    },
+use crate::store::{
+    Store,
+    messages::{Sealed, target},
+    words,
 };
 
 /// Deliveries are claimed up to the one that takes their content together over so many bytes.
@@ -67,6 +67,19 @@ impl Waking {
     pub fn has(&self, target: &str) -> bool {
         self.targets.contains(target)
     }
+}
+
+/// A message that was perhaps claimed as it was accepted.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Doubted {
+    /// Whose it is.
+    pub sender: PeerAddress,
+    /// Its id.
+    pub id: MessageId,
+    /// When the claim would end: no other claim of it ends then.
+    pub claimed_until: Time,
+    /// Until when its commit may still come.
+    pub until: Instant,
 }
 
 impl Store {
