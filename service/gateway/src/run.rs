@@ -30,7 +30,7 @@ use crate::{
     allowances::Allowances,
     bus,
     clock::Clock,
-    config::{Auth, Config},
+    config::{Auth, Config, Registration},
     connectivity,
     database::{Database, Keeper, Unusable},
     embedded::EmbeddedPostgres,
@@ -483,15 +483,22 @@ fn announce(running: &Running) -> anyhow::Result<()> {
         return Ok(());
     }
     let mut out = stdout().lock();
+    let (how, invite) = match config.registration() {
+        Registration::Open => ("", ""),
+        Registration::Invite => {
+            (" with what `fieldpost invite create` prints", ", \"invite\": \"INVITE\"")
+        }
+        Registration::Closed => (" by what `fieldpost operator token` prints, as bearer", ""),
+    };
     writeln!(
         out,
         "\nFieldpost {version} is running.\n\n  \
          API      {url}\n  \
          Docs     {url}/docs\n  \
          Metrics  http://{admin}/metrics\n\n\
-         Register a peer; the answer holds its token:\n\n  \
+         Register a peer{how}; the answer holds its token:\n\n  \
          curl -s {url}/v1/peers -H 'Content-Type: application/json' \\\n    \
-         -d '{{\"peer_id\": \"alice\", \"public_key\": \"none\"}}'\n",
+         -d '{{\"peer_id\": \"alice\", \"public_key\": \"none\"{invite}}}'\n",
         version = env!("CARGO_PKG_VERSION"),
     )
     .and_then(|()| out.flush())

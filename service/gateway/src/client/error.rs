@@ -86,10 +86,16 @@ pub enum ClientError {
     },
     /// The message had not got as far in time.
     #[error(
-        "message {id} is still {status} after {} s; it stays on its way: fieldpost status {id}",
-        waited.as_secs()
+        "message {id} is still {status} after {} s; it stays on its way: \
+         fieldpost status {id}{caller} --url {url}",
+        waited.as_secs(),
+        caller = caller.as_ref().map(|peer| format!(" --as {peer}")).unwrap_or_default()
     )]
     StillWaiting {
+        /// The gateway.
+        url: String,
+        /// Whose message it is, if that was said.
+        caller: Option<String>,
         /// The message.
         id: Uuid,
         /// How far it is.

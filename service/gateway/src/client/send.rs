@@ -249,7 +249,13 @@ async fn wait(
         }
         let pause = backoff.next();
         if Instant::now() + pause > deadline {
-            return Err(ClientError::StillWaiting { id, status: state.status, waited: timeout });
+            return Err(ClientError::StillWaiting {
+                url: api.base().to_owned(),
+                caller: api.peer().map(ToString::to_string),
+                id,
+                status: state.status,
+                waited: timeout,
+            });
         }
         tokio::time::sleep(pause).await;
     }

@@ -51,10 +51,18 @@ pub(super) fn respond(
     request: &HeaderMap,
 ) -> Result<Response, ApiError> {
     let (FileState::Completed, Some(sha256)) = (file.state(), &file.sha256) else {
-        return Err(ApiError::conflict(format!(
-            "the file is not complete: {} of {} chunks are here",
-            file.uploaded_chunks, file.total_chunks
-        )));
+        return Err(ApiError::conflict(match file.state() {
+            FileState::Mismatched => {
+                "the file is not the one that was declared: its chunks can be put again".to_owned()
+            }
+            _ if i64::from(file.total_chunks) == file.uploaded_chunks => {
+                "the file is here, and its hash is being checked: ask again".to_owned()
+            }
+            _ => format!(
+                "the file is not complete: {} of {} chunks are here",
+                file.uploaded_chunks, file.total_chunks
+            ),
+        }));
     };
     let etag = format!("\"{}\"", HEXLOWER.encode(sha256));
     if names_etag(request, header::IF_NONE_MATCH, &etag) {
