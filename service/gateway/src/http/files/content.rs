@@ -53,10 +53,12 @@ pub(super) fn respond(
     let (FileState::Completed, Some(sha256)) = (file.state(), &file.sha256) else {
         return Err(ApiError::conflict(match file.state() {
             FileState::Mismatched => {
-                "the file is not the one that was declared: its chunks can be put again".to_owned()
+                "the file is not the one that was declared: delete it and upload it again"
+                    .to_owned()
             }
             _ if i64::from(file.total_chunks) == file.uploaded_chunks => {
-                "the file is here, and its hash is being checked: ask again".to_owned()
+                "all is here, and its hash is being taken: ask again, or put any chunk again"
+                    .to_owned()
             }
             _ => format!(
                 "the file is not complete: {} of {} chunks are here",
